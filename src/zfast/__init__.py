@@ -1,0 +1,1 @@
+"""The fast path for data in Prefect flows."""

@@ -1,0 +1,997 @@
+# cython: language_level=3, embedsignature=True
+"""The compiled core: frames, batches and lent buffers over pyzmq's sockets.
+
+It cimports pyzmq's own Cython API and calls the very libzmq that pyzmq loaded (``_libzmq.h``).
+The wire format is specified, and written a second time, in ``_fallback.py``.
+
+Threads: a ZeroMQ socket belongs to one thread at a time; so do the functions here that take one.
+Every call into libzmq releases the GIL. No function here blocks except ``poll`` and
+``SendTracker.wait``: sends and receives say that they would have blocked.
+"""
+
+import os
+import threading
+
+from zmq.backend.cython import _zmq as _pyzmq_extension
+
+from zfast.errors import (
+    ConfigError,
+    FrameTooLargeError,
+    ProtocolError,
+    TransportError,
+    VersionMismatchError,
+)
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_CheckExact,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.errno cimport EAGAIN, EINTR
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from zmq cimport Socket
+
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+
+
+cdef extern from "zmq.h" nogil:
+    ctypedef struct zmq_msg_t:
+        pass
+    ctypedef struct zmq_pollitem_t:
+        void *socket
+        int fd
+        short events
+        short revents
+    int ZMQ_POLLIN, ZMQ_POLLOUT, ZMQ_DONTWAIT, ZMQ_SNDMORE
+
+
+cdef extern from "_libzmq.h" nogil:
+    ctypedef void zf_free_fn(void *, void *) noexcept
+    ctypedef struct zf_tracker:
+        pass
+    ctypedef struct zf_loan:
+        pass
+    const char *zf_bind(const char *)
+    void zf_init()
+    void zf_zmq_version(int *, int *, int *)
+    int zf_zmq_msg_init(zmq_msg_t *)
+    int zf_zmq_msg_init_size(zmq_msg_t *, size_t)
+    int zf_zmq_msg_init_data(zmq_msg_t *, void *, size_t, zf_free_fn *, void *)
+    int zf_zmq_msg_send(zmq_msg_t *, void *, int)
+    int zf_zmq_msg_recv(zmq_msg_t *, void *, int)
+    int zf_zmq_msg_close(zmq_msg_t *)
+    void *zf_zmq_msg_data(zmq_msg_t *)
+    size_t zf_zmq_msg_size(const zmq_msg_t *)
+    int zf_zmq_msg_more(const zmq_msg_t *)
+    int zf_zmq_poll(zmq_pollitem_t *, int, long)
+    int zf_zmq_errno()
+    const char *zf_zmq_strerror(int)
+    void zf_on_release(void *, void *) noexcept
+    zf_tracker *zf_tracker_new()
+    void zf_tracker_unref(zf_tracker *)
+    int zf_tracker_done(zf_tracker *)
+    long zf_lent()
+    int zf_wait(zf_tracker *, long)
+
+
+cdef extern from "_libzmq.h":
+    int zf_lend(object, zf_tracker *, zf_loan **) except -1
+    long zf_drain()
+
+
+cdef extern from *:
+    """
+    static inline void *zf_loan_data(zf_loan *loan) { return loan->view.buf; }
+    static inline size_t zf_loan_nbytes(zf_loan *loan) { return (size_t)loan->view.len; }
+    """
+    void *zf_loan_data(zf_loan *) nogil
+    size_t zf_loan_nbytes(zf_loan *) nogil
+
+
+# ---- binding to libzmq ---------------------------------------------------------------------
+
+def _bind_libzmq():
+    cdef bytes path = os.fsencode(_pyzmq_extension.__file__)
+    cdef const char *missing = zf_bind(path)
+    cdef int major, minor, patch
+    if missing is not NULL:
+        name = missing.decode()
+        raise ImportError(
+            f"zfast cannot reach libzmq inside pyzmq: {name or 'its extension'} was not found in "
+            f"{_pyzmq_extension.__file__}. Install the pyzmq wheel for Linux or macOS, "
+            "version 27 or later (pip install --only-binary pyzmq 'pyzmq>=27'); wheels for "
+            "Windows and builds for PyPy hide libzmq."
+        )
+    zf_zmq_version(&major, &minor, &patch)
+    if (major, minor, patch) < (4, 3, 5):
+        raise ImportError(
+            f"zfast needs libzmq 4.3.5 or later, pyzmq brought {major}.{minor}.{patch}. "
+            "Install a current pyzmq wheel: pip install -U --only-binary pyzmq 'pyzmq>=27'."
+        )
+    zf_init()
+    return (major, minor, patch)
+
+
+LIBZMQ_VERSION = _bind_libzmq()
+
+POLLIN = ZMQ_POLLIN
+POLLOUT = ZMQ_POLLOUT
+
+# The wire format, see _fallback.py.
+cdef enum:
+    HEADER = 32
+    ALIGN = 64
+    VERSION = 1
+    BATCH_FLAG = 1
+    BUFFERS_LIMIT = 1 << 20
+    INLINE_MAX = 64 * 1024
+    INLINE_TOTAL_MAX = 1024 * 1024
+    BATCH_NBYTES = 1024 * 1024
+    BATCH_COUNT = 65536
+cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
+cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
+
+WIRE_VERSION = VERSION
+FLAG_BATCH = BATCH_FLAG
+INLINE_MAX_NBYTES = INLINE_MAX
+
+cdef bint layout_checked = False
+
+
+cdef void *handle_of(Socket socket) except NULL:
+    """The raw handle, after the checks that pyzmq would have made."""
+    global layout_checked
+    if socket is None or socket._closed or socket.handle is NULL:
+        raise TransportError("the socket is closed", hint="open a new one")
+    if socket._pid != getpid():
+        raise TransportError(
+            f"the socket belongs to process {socket._pid}, this is its fork {getpid()}",
+            hint="open sockets after a fork, in the process that uses them",
+        )
+    if not layout_checked:
+        # pyzmq's struct could change without changing its size: compare with its public API.
+        if <size_t>socket.handle != <size_t>socket.underlying:
+            raise ImportError(
+                "this pyzmq lays out its Socket otherwise than the one zfast was built with: "
+                "rebuild zfast (pip install --no-binary zfast --force-reinstall zfast)"
+            )
+        layout_checked = True
+    return socket.handle
+
+
+cdef int transport_error(str what) except -1:
+    cdef int number = zf_zmq_errno()
+    raise TransportError(f"{what}: {zf_zmq_strerror(number).decode()}", errno=number)
+
+
+cdef inline size_t aligned(size_t offset, size_t alignment) noexcept nogil:
+    return (offset + alignment - 1) & ~(alignment - 1)
+
+
+# ---- lent buffers --------------------------------------------------------------------------
+
+cdef int reaper_pid = 0
+
+
+def _reap_for_ever():
+    while True:
+        with nogil:
+            zf_wait(NULL, -1)
+        zf_drain()
+
+
+cdef int ensure_reaper() except -1:
+    global reaper_pid
+    if reaper_pid != getpid():
+        reaper_pid = getpid()
+        threading.Thread(target=_reap_for_ever, name="zfast-reaper", daemon=True).start()
+    return 0
+
+
+def lent_buffers() -> int:
+    """How many buffers libzmq holds, or has returned and nobody has released yet."""
+    zf_drain()
+    return zf_lent()
+
+
+cdef class SendTracker:
+    """Tells when libzmq no longer reads the buffers of one message.
+
+    Threads: any. Lifetime: independent of the socket and the message.
+    """
+
+    cdef zf_tracker *tracker
+
+    def __cinit__(self):
+        self.tracker = zf_tracker_new()
+        if self.tracker is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        zf_tracker_unref(self.tracker)
+
+    @property
+    def done(self) -> bool:
+        """True once the caller may change the buffers again."""
+        return zf_tracker_done(self.tracker) != 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until ``done``, at most ``timeout`` seconds. Returns ``done``; releases the GIL."""
+        cdef long left_ms, slice_ms
+        cdef int done = zf_tracker_done(self.tracker)
+        left_ms = -1 if timeout is None else max(0, int(timeout * 1000))
+        while not done:
+            # A condition variable is deaf to signals: come up for them.
+            slice_ms = 200 if left_ms < 0 else min(left_ms, 200)
+            with nogil:
+                done = zf_wait(self.tracker, slice_ms)
+            PyErr_CheckSignals()
+            if left_ms >= 0:
+                left_ms -= slice_ms
+                if left_ms <= 0:
+                    break
+        zf_drain()
+        return zf_tracker_done(self.tracker) != 0
+
+
+# ---- received frames -----------------------------------------------------------------------
+
+@cython.final
+cdef class Frame:
+    """One received frame: a read-only buffer over libzmq's own memory, freed with its last view."""
+
+    cdef zmq_msg_t message
+
+    def __cinit__(self):
+        zf_zmq_msg_init(&self.message)
+
+    def __dealloc__(self):
+        zf_zmq_msg_close(&self.message)
+
+    def __len__(self):
+        return zf_zmq_msg_size(&self.message)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(
+            view, self, zf_zmq_msg_data(&self.message), zf_zmq_msg_size(&self.message), 1, flags
+        )
+
+    def __releasebuffer__(self, Py_buffer *view):
+        pass
+
+    def tobytes(self) -> bytes:
+        """A copy of the frame."""
+        return PyBytes_FromStringAndSize(
+            <char *>zf_zmq_msg_data(&self.message), zf_zmq_msg_size(&self.message)
+        )
+
+
+@cython.final
+cdef class Message:
+    """One received message.
+
+    Attributes:
+        kind, flags, request_id: From the header.
+        body: Read-only view of the body; it borrows from the header frame.
+        buffers: Read-only views of the payload's buffers in the order they were sent. Large ones
+            borrow from libzmq's memory, inline ones from one 16-byte aligned copy.
+        routing_id: The sender's, when received from a ROUTER; else None.
+    """
+
+    cdef readonly int kind
+    cdef readonly int flags
+    cdef readonly object request_id
+    cdef readonly object body
+    cdef readonly list buffers
+    cdef readonly bytes routing_id
+
+
+@cython.final
+cdef class Batch:
+    """Many payloads in one frame: a sequence of read-only views, and the arrays behind it.
+
+    Attributes:
+        kind, request_id: From the header.
+        data: Read-only view, shape (nbytes,), uint8: the payloads end to end.
+        offsets: Read-only view, shape (n + 1,), uint32: payload i is ``data[offsets[i]:
+            offsets[i + 1]]``. ``numpy.asarray`` takes both without a copy.
+
+    Lifetime: every view keeps the frame alive. Cost: O(1) an item, no copy.
+    """
+
+    cdef readonly int kind
+    cdef readonly object request_id
+    cdef object view
+    cdef const uint8_t *table
+    cdef const uint8_t *payload
+    cdef Py_ssize_t n
+    cdef Py_ssize_t data_start
+    cdef readonly bytes routing_id
+
+    cdef inline uint32_t offset(self, Py_ssize_t index) noexcept nogil:
+        cdef uint32_t value
+        memcpy(&value, self.table + 4 * index, 4)
+        return value
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t i
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.n))]
+        i = index
+        if i < 0:
+            i += self.n
+        if i < 0 or i >= self.n:
+            raise IndexError(f"payload {index} of a batch of {self.n}")
+        return self.view[self.data_start + self.offset(i):self.data_start + self.offset(i + 1)]
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        cdef Py_ssize_t start = self.data_start
+        for i in range(self.n):
+            yield self.view[start + self.offset(i):start + self.offset(i + 1)]
+
+    def to_bytes_list(self) -> list[bytes]:
+        """Copy every payload into a ``bytes`` object of its own."""
+        cdef Py_ssize_t i
+        cdef uint32_t start, stop = 0
+        cdef list out = [None] * self.n
+        for i in range(self.n):
+            start = stop
+            stop = self.offset(i + 1)
+            out[i] = PyBytes_FromStringAndSize(<const char *>self.payload + start, stop - start)
+        return out
+
+    @property
+    def data(self) -> memoryview:
+        return self.view[self.data_start:]
+
+    @property
+    def offsets(self) -> memoryview:
+        return self.view[HEADER:HEADER + 4 * (self.n + 1)].cast("I")
+
+
+# ---- decoding ------------------------------------------------------------------------------
+
+cdef struct Header:
+    uint8_t kind
+    uint16_t flags
+    uint64_t request_id
+    uint32_t n
+    uint64_t body_nbytes
+
+
+cdef int decode_header(const uint8_t *data, size_t nbytes, Header *out) except -1:
+    cdef uint32_t zero
+    if nbytes < HEADER:
+        raise ProtocolError(
+            f"the header frame has {nbytes} bytes, fewer than {HEADER}", offset=nbytes
+        )
+    if data[0] != b"Z" or data[1] != b"F" or data[2] != b"S" or data[3] != b"T":
+        raise ProtocolError(f"not a zfast frame: its magic is {data[:4]!r}, not b'ZFST'")
+    if data[4] != VERSION:
+        raise VersionMismatchError(
+            f"the peer speaks wire version {data[4]}, this process speaks {VERSION}",
+            offset=4,
+            hint="install the same zfast version on both sides",
+        )
+    out.kind = data[5]
+    memcpy(&out.flags, data + 6, 2)
+    memcpy(&out.request_id, data + 8, 8)
+    memcpy(&out.n, data + 16, 4)
+    memcpy(&zero, data + 20, 4)
+    memcpy(&out.body_nbytes, data + 24, 8)
+    if zero:
+        raise ProtocolError("reserved header bytes are not zero", offset=20)
+    return 0
+
+
+cdef Message decode_views(list views):
+    """Take apart the frames in ``views``: read-only one-dimensional memoryviews."""
+    cdef Header header
+    cdef Py_buffer head
+    cdef const uint8_t *data
+    cdef size_t nbytes, position, inline_start, end
+    cdef uint64_t entry, length
+    cdef Py_ssize_t next_frame = 1, n_frames = len(views), have
+    cdef uint32_t i
+    cdef Message message = Message.__new__(Message)
+    cdef list buffers = []
+    if n_frames == 0:
+        raise ProtocolError("the message has no frame")
+    view = views[0]
+    PyObject_GetBuffer(view, &head, PyBUF_SIMPLE)
+    try:
+        data = <const uint8_t *>head.buf
+        nbytes = head.len
+        decode_header(data, nbytes, &header)
+        if header.flags & BATCH_FLAG:
+            raise ProtocolError("a batch where a message was expected", offset=6)
+        if header.n > BUFFERS_LIMIT:
+            raise FrameTooLargeError(
+                f"{header.n} buffers announced, the limit is {BUFFERS_LIMIT}", offset=16
+            )
+        position = HEADER + 8 * <size_t>header.n
+        if position > nbytes or header.body_nbytes > nbytes - position:
+            raise ProtocolError(
+                f"the header announces {header.n} buffers and a body of {header.body_nbytes} "
+                f"bytes, the frame has {nbytes} bytes",
+                offset=24,
+            )
+        message.body = view[position:position + header.body_nbytes]
+        position += header.body_nbytes
+        # One copy brings all inline buffers to an aligned address: libzmq cuts small frames from
+        # its read buffer at any address, and lets that buffer go once they are copied.
+        inline_start = aligned(position, ALIGN)
+        inline_view = None
+        for i in range(header.n):
+            memcpy(&entry, data + HEADER + 8 * <size_t>i, 8)
+            length = entry & ~INLINE_BIT
+            if entry & INLINE_BIT:
+                position = aligned(position, ALIGN)
+                if position > nbytes or length > nbytes - position:
+                    raise ProtocolError(
+                        f"inline buffer {i} of {length} bytes ends past the frame",
+                        offset=HEADER + 8 * i,
+                    )
+                if inline_view is None:
+                    inline_view = memoryview(PyBytes_FromStringAndSize(
+                        <const char *>data + inline_start, nbytes - inline_start
+                    ))
+                end = position + length
+                buffers.append(inline_view[position - inline_start:end - inline_start])
+                position = end
+                continue
+            if next_frame >= n_frames:
+                raise ProtocolError(
+                    f"buffer {i} has no frame: the message has only {n_frames}",
+                    frame_index=next_frame, offset=HEADER + 8 * i,
+                )
+            have = views[next_frame].nbytes
+            if <uint64_t>have != length:
+                raise ProtocolError(
+                    f"frame {next_frame} has {have} bytes, announced {length}",
+                    frame_index=next_frame, offset=HEADER + 8 * i,
+                )
+            buffers.append(views[next_frame])
+            next_frame += 1
+        if position != nbytes:
+            raise ProtocolError(
+                f"{nbytes - position} bytes left over in the header frame", offset=position
+            )
+        if next_frame != n_frames:
+            raise ProtocolError(f"{n_frames - next_frame} frames left over", frame_index=next_frame)
+    finally:
+        PyBuffer_Release(&head)
+    message.kind = header.kind
+    message.flags = header.flags
+    message.request_id = header.request_id
+    message.buffers = buffers
+    return message
+
+
+cdef Batch decode_batch_view(object view):
+    """Check the batch frame behind ``view``, a read-only one-dimensional memoryview."""
+    cdef Header header
+    cdef Py_buffer frame
+    cdef const uint8_t *data
+    cdef size_t nbytes, start
+    cdef uint32_t previous, offset = 0
+    cdef Py_ssize_t i
+    cdef Batch batch = Batch.__new__(Batch)
+    PyObject_GetBuffer(view, &frame, PyBUF_SIMPLE)
+    try:
+        data = <const uint8_t *>frame.buf
+        nbytes = frame.len
+        decode_header(data, nbytes, &header)
+        if not header.flags & BATCH_FLAG:
+            raise ProtocolError("a message where a batch was expected", offset=6)
+        if header.body_nbytes:
+            raise ProtocolError("a batch with a body", offset=24)
+        start = aligned(HEADER + 4 * (<size_t>header.n + 1), 8)
+        if start > nbytes:
+            raise ProtocolError(
+                f"{header.n} payloads announced, the frame has {nbytes} bytes", offset=16
+            )
+        memcpy(&previous, data + HEADER, 4)
+        memcpy(&offset, data + HEADER + 4 * <size_t>header.n, 4)
+        if previous != 0 or offset != nbytes - start:
+            raise ProtocolError(
+                f"the payloads span {previous} to {offset}, "
+                f"the frame holds {nbytes - start} bytes of data",
+                offset=HEADER,
+            )
+        for i in range(header.n):
+            memcpy(&offset, data + HEADER + 4 * (i + 1), 4)
+            if offset < previous:
+                raise ProtocolError(
+                    f"payload {i} ends before it starts", offset=HEADER + 4 * i
+                )
+            previous = offset
+    finally:
+        PyBuffer_Release(&frame)
+    batch.kind = header.kind
+    batch.request_id = header.request_id
+    batch.view = view
+    # `view` is kept, and with it the memory behind the two pointers.
+    batch.table = data + HEADER
+    batch.payload = data + start
+    batch.n = header.n
+    batch.data_start = start
+    return batch
+
+
+cdef object readonly_view(object buffer):
+    view = memoryview(buffer)
+    if view.format != "B" or view.ndim != 1:
+        view = view.cast("B")
+    return view.toreadonly()
+
+
+def decode_message(frames) -> Message:
+    """Take one message apart.
+
+    Args:
+        frames: The message's frames, C-contiguous bytes-like; the header frame first.
+
+    Returns:
+        A ``Message`` whose large buffers borrow from ``frames``.
+
+    Raises:
+        ProtocolError: The frames are not one whole message of ours; ``frame_index`` and
+            ``offset`` say where.
+    """
+    return decode_views([readonly_view(frame) for frame in frames])
+
+
+def unpack(frame) -> Batch:
+    """Split one batch frame into its payloads, without a copy.
+
+    Args:
+        frame: C-contiguous bytes-like, shape (nbytes,), uint8.
+
+    Raises:
+        ProtocolError: The frame is not one whole batch of ours; ``offset`` says where.
+    """
+    return decode_batch_view(readonly_view(frame))
+
+
+# ---- encoding ------------------------------------------------------------------------------
+
+cdef inline void write_header(
+    uint8_t *out, int kind, int flags, uint64_t request_id, uint32_t n, uint64_t body_nbytes
+) noexcept nogil:
+    cdef uint16_t flags16 = <uint16_t>flags
+    memcpy(out, <const char *>b"ZFST", 4)
+    out[4] = VERSION
+    out[5] = <uint8_t>kind
+    memcpy(out + 6, &flags16, 2)
+    memcpy(out + 8, &request_id, 8)
+    memcpy(out + 16, &n, 4)
+    memset(out + 20, 0, 4)
+    memcpy(out + 24, &body_nbytes, 8)
+
+
+cdef class Outgoing:
+    """The frames of one message on their way out; closes what was not sent."""
+
+    cdef zmq_msg_t *frames
+    cdef Py_ssize_t n
+    cdef Py_ssize_t sent
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.sent, self.n):
+            zf_zmq_msg_close(&self.frames[i])
+        PyMem_Free(self.frames)
+
+    cdef zmq_msg_t *add_sized(self, size_t nbytes) except NULL:
+        cdef zmq_msg_t *frame = &self.frames[self.n]
+        if zf_zmq_msg_init_size(frame, nbytes) != 0:
+            raise MemoryError(f"no memory for a frame of {nbytes} bytes")
+        self.n += 1
+        return frame
+
+    cdef int add_copy(self, const void *data, size_t nbytes) except -1:
+        cdef void *out = zf_zmq_msg_data(self.add_sized(nbytes))
+        if nbytes >= INLINE_MAX:
+            with nogil:
+                memcpy(out, data, nbytes)
+        elif nbytes:
+            memcpy(out, data, nbytes)
+        return 0
+
+    cdef int add_lent(self, object buffer, zf_tracker *tracker) except -1:
+        cdef zf_loan *loan
+        zf_lend(buffer, tracker, &loan)
+        if zf_zmq_msg_init_data(
+            &self.frames[self.n], zf_loan_data(loan), zf_loan_nbytes(loan), zf_on_release, loan
+        ) != 0:
+            zf_on_release(NULL, loan)
+            raise MemoryError("no memory for a frame")
+        self.n += 1
+        return 0
+
+    cdef bint send(self, void *handle) except -1:
+        """False when the socket would block; nothing was sent then."""
+        cdef int rc, flags
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if i < self.n - 1 else 0)
+            while True:
+                with nogil:
+                    rc = zf_zmq_msg_send(&self.frames[i], handle, flags)
+                if rc >= 0:
+                    break
+                if zf_zmq_errno() == EINTR:
+                    PyErr_CheckSignals()
+                    continue
+                # libzmq takes or refuses a message at its first frame.
+                if i == 0 and zf_zmq_errno() == EAGAIN:
+                    return False
+                transport_error("sending failed")
+            self.sent = i + 1
+        return True
+
+
+cdef Outgoing new_outgoing(Py_ssize_t capacity):
+    cdef Outgoing outgoing = Outgoing.__new__(Outgoing)
+    outgoing.frames = <zmq_msg_t *>PyMem_Malloc(capacity * sizeof(zmq_msg_t))
+    if outgoing.frames is NULL:
+        raise MemoryError
+    return outgoing
+
+
+def send_message(
+    Socket socket not None,
+    int kind,
+    const uint8_t[::1] body not None,
+    buffers=(),
+    *,
+    int flags=0,
+    uint64_t request_id=0,
+    bytes routing_id=None,
+    bint copy=False,
+    SendTracker tracker=None,
+    size_t inline_max_nbytes=INLINE_MAX,
+) -> bool:
+    """Send one message without waiting.
+
+    Args:
+        socket: A pyzmq socket of the calling thread.
+        kind: 0 to 255, what the message means to the layer above.
+        body: The message's body, bytes-like; copied.
+        buffers: C-contiguous bytes-like objects. Those below ``inline_max_nbytes`` are copied
+            into the header frame; the others are lent to libzmq and read by its I/O thread:
+            they must not change until ``tracker`` says so.
+        routing_id: The peer, when ``socket`` is a ROUTER.
+        copy: Copy large buffers as well: the caller may change them at once.
+        tracker: Told when libzmq has let go of the lent buffers.
+
+    Returns:
+        False when the socket would block; nothing was sent then and no buffer is lent.
+
+    Raises:
+        TransportError: libzmq refused; ``errno`` says why (EHOSTUNREACH: no such peer).
+        BufferError: A buffer is not C-contiguous.
+
+    Threads: the socket's. GIL released while libzmq works.
+    """
+    cdef void *handle = handle_of(socket)
+    cdef Py_ssize_t i, n, capacity
+    cdef size_t nbytes, position, inline_nbytes = 0, total
+    cdef uint64_t entry
+    cdef uint8_t *head
+    cdef Py_buffer view
+    cdef zf_tracker *raw_tracker = NULL if tracker is None else tracker.tracker
+    cdef Outgoing outgoing
+    cdef list all_buffers = list(buffers)
+    cdef list is_inline = []
+    zf_drain()
+    n = len(all_buffers)
+    if n > BUFFERS_LIMIT:
+        raise ConfigError(f"a message carries at most {BUFFERS_LIMIT} buffers, not {n}")
+    capacity = 2
+    total = HEADER + 8 * n + body.shape[0]
+    for buffer in all_buffers:
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        nbytes = view.len
+        PyBuffer_Release(&view)
+        if nbytes < inline_max_nbytes and inline_nbytes + nbytes <= INLINE_TOTAL_MAX:
+            inline_nbytes += nbytes
+            total = aligned(total, ALIGN) + nbytes
+            is_inline.append(True)
+        else:
+            capacity += 1
+            is_inline.append(False)
+    outgoing = new_outgoing(capacity)
+    if routing_id is not None:
+        outgoing.add_copy(PyBytes_AS_STRING(routing_id), PyBytes_GET_SIZE(routing_id))
+    head = <uint8_t *>zf_zmq_msg_data(outgoing.add_sized(total))
+    write_header(head, kind, flags, request_id, <uint32_t>n, body.shape[0])
+    position = HEADER + 8 * n
+    if body.shape[0]:
+        memcpy(head + position, &body[0], body.shape[0])
+    position += body.shape[0]
+    for i in range(n):
+        buffer = all_buffers[i]
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            entry = view.len
+            if is_inline[i]:
+                memset(head + position, 0, aligned(position, ALIGN) - position)
+                position = aligned(position, ALIGN)
+                if position + <size_t>view.len > total:
+                    raise BufferError(f"buffer {i} grew while it was sent")
+                if view.len:
+                    memcpy(head + position, view.buf, view.len)
+                position += view.len
+                entry |= INLINE_BIT
+            elif copy:
+                outgoing.add_copy(view.buf, view.len)
+            else:
+                outgoing.add_lent(buffer, raw_tracker)
+        finally:
+            PyBuffer_Release(&view)
+        memcpy(head + HEADER + 8 * i, &entry, 8)
+    if outgoing.send(handle):
+        if capacity > 2 and not copy:
+            ensure_reaper()
+        return True
+    return False
+
+
+cdef inline Py_ssize_t payload_nbytes(object payload) except -1:
+    cdef Py_buffer view
+    cdef Py_ssize_t nbytes
+    if PyBytes_CheckExact(payload):
+        return PyBytes_GET_SIZE(payload)
+    PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+    nbytes = view.len
+    PyBuffer_Release(&view)
+    return nbytes
+
+
+cdef inline Py_ssize_t copy_payload(
+    uint8_t *out, Py_ssize_t room, object payload, Py_ssize_t index
+) except -1:
+    """Copy one payload to ``out``; its length."""
+    cdef Py_buffer view
+    cdef Py_ssize_t nbytes
+    if PyBytes_CheckExact(payload):
+        nbytes = PyBytes_GET_SIZE(payload)
+        memcpy(out, PyBytes_AS_STRING(payload), nbytes)
+        return nbytes
+    PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+    try:
+        nbytes = view.len
+        if nbytes > room:
+            raise BufferError(f"payload {index} grew while it was packed")
+        if nbytes:
+            memcpy(out, view.buf, nbytes)
+    finally:
+        PyBuffer_Release(&view)
+    return nbytes
+
+
+cdef Py_ssize_t count_batch(
+    list payloads, Py_ssize_t start, size_t max_nbytes, Py_ssize_t max_count, uint64_t *data_nbytes
+) except -1:
+    """How many payloads from ``start`` fill one batch: at least one, as many as fit."""
+    cdef Py_ssize_t i, stop = min(<Py_ssize_t>len(payloads), start + max_count)
+    cdef uint64_t total = 0, nbytes
+    for i in range(start, stop):
+        nbytes = payload_nbytes(payloads[i])
+        if total + nbytes > BATCH_LIMIT:
+            if i == start:
+                raise ConfigError(
+                    f"payload {i} has {nbytes} bytes, a batch holds at most {BATCH_LIMIT}",
+                    hint="send it by itself with send()",
+                )
+            stop = i
+            break
+        if i > start and total + nbytes > max_nbytes:
+            stop = i
+            break
+        total += nbytes
+    data_nbytes[0] = total
+    return stop - start
+
+
+cdef int fill_batch(
+    uint8_t *out, list payloads, Py_ssize_t start, Py_ssize_t count, uint64_t data_nbytes,
+    int kind, uint64_t request_id
+) except -1:
+    cdef size_t table = HEADER, position = aligned(HEADER + 4 * (count + 1), 8)
+    cdef uint64_t done = 0
+    cdef uint32_t offset = 0
+    cdef Py_ssize_t i
+    write_header(out, kind, BATCH_FLAG, request_id, <uint32_t>count, 0)
+    memset(out + position - 4, 0, 4)
+    memcpy(out + table, &offset, 4)
+    for i in range(count):
+        done += copy_payload(
+            out + position + done, data_nbytes - done, payloads[start + i], start + i
+        )
+        offset = <uint32_t>done
+        table += 4
+        memcpy(out + table, &offset, 4)
+    if done != data_nbytes:
+        raise BufferError("a payload shrank while it was packed")
+    return 0
+
+
+def pack(payloads, *, int kind=0, uint64_t request_id=0) -> bytes:
+    """Copy many payloads into the bytes of one batch frame.
+
+    Args:
+        payloads: Bytes-like objects, together at most 4 GiB.
+
+    Example:
+        >>> [bytes(p) for p in unpack(pack([b"a", b"bc"]))]
+        [b'a', b'bc']
+    """
+    cdef list items = list(payloads)
+    cdef uint64_t data_nbytes = 0
+    cdef Py_ssize_t n = len(items)
+    if n and count_batch(items, 0, BATCH_LIMIT, n, &data_nbytes) != n:
+        raise ConfigError(
+            f"{n} payloads do not fit one batch of {BATCH_LIMIT} bytes", hint="pack fewer"
+        )
+    cdef bytes out = PyBytes_FromStringAndSize(
+        NULL, aligned(HEADER + 4 * (n + 1), 8) + data_nbytes
+    )
+    fill_batch(<uint8_t *>PyBytes_AS_STRING(out), items, 0, n, data_nbytes, kind, request_id)
+    return out
+
+
+def send_batch(
+    Socket socket not None,
+    list payloads not None,
+    Py_ssize_t start=0,
+    *,
+    int kind=0,
+    uint64_t request_id=0,
+    bytes routing_id=None,
+    size_t max_nbytes=BATCH_NBYTES,
+    Py_ssize_t max_count=BATCH_COUNT,
+) -> int:
+    """Pack payloads from ``payloads[start]`` on into one frame and send it without waiting.
+
+    Args:
+        payloads: A list of bytes-like objects; each is copied once, into the frame.
+        max_nbytes, max_count: Where to end the batch. It holds at least one payload.
+
+    Returns:
+        How many payloads were sent; 0 when the socket would block.
+
+    Raises:
+        TransportError, BufferError: As ``send_message``.
+    """
+    cdef void *handle = handle_of(socket)
+    cdef uint64_t data_nbytes
+    cdef Py_ssize_t count
+    cdef Outgoing outgoing
+    if start < 0 or start >= len(payloads):
+        raise ConfigError(f"start {start} is outside a list of {len(payloads)} payloads")
+    if max_count < 1:
+        raise ConfigError(f"max_count must be at least 1, not {max_count}")
+    count = count_batch(payloads, start, max_nbytes, max_count, &data_nbytes)
+    outgoing = new_outgoing(2)
+    if routing_id is not None:
+        outgoing.add_copy(PyBytes_AS_STRING(routing_id), PyBytes_GET_SIZE(routing_id))
+    fill_batch(
+        <uint8_t *>zf_zmq_msg_data(
+            outgoing.add_sized(aligned(HEADER + 4 * (count + 1), 8) + data_nbytes)
+        ),
+        payloads, start, count, data_nbytes, kind, request_id,
+    )
+    return count if outgoing.send(handle) else 0
+
+
+# ---- receiving -----------------------------------------------------------------------------
+
+def recv(Socket socket not None, *, bint routed=False):
+    """Receive one message or batch without waiting.
+
+    Args:
+        socket: A pyzmq socket of the calling thread.
+        routed: The socket is a ROUTER: the first frame is the sender's routing id.
+
+    Returns:
+        A ``Message`` or a ``Batch``, or None when nothing is there.
+
+    Raises:
+        ProtocolError: What came is not ours. The whole message was taken off the socket; its
+            sender's routing id is the error's ``routing_id``.
+        TransportError: libzmq failed; ``errno`` says why.
+    """
+    cdef void *handle = handle_of(socket)
+    cdef int rc, more = 1
+    cdef Frame frame
+    cdef list views = []
+    cdef bytes routing_id = None
+    cdef Message message
+    cdef Batch batch
+    cdef const uint8_t *head
+    zf_drain()
+    while more:
+        frame = Frame.__new__(Frame)
+        while True:
+            with nogil:
+                rc = zf_zmq_msg_recv(&frame.message, handle, ZMQ_DONTWAIT)
+            if rc >= 0:
+                break
+            if zf_zmq_errno() == EINTR:
+                PyErr_CheckSignals()
+                continue
+            if zf_zmq_errno() == EAGAIN:
+                return None
+            transport_error("receiving failed")
+        more = zf_zmq_msg_more(&frame.message)
+        if routed and routing_id is None:
+            routing_id = frame.tobytes()
+        else:
+            views.append(PyMemoryView_FromObject(frame))
+    try:
+        if len(views) == 1 and len(views[0]) >= HEADER and views[0][6] & BATCH_FLAG:
+            batch = decode_batch_view(views[0])
+            batch.routing_id = routing_id
+            return batch
+        message = decode_views(views)
+        message.routing_id = routing_id
+        return message
+    except ProtocolError as error:
+        error.routing_id = routing_id
+        raise
+
+
+def poll(Socket socket not None, int events, timeout: float | None = None) -> int:
+    """Wait until the socket can receive (``POLLIN``) or send (``POLLOUT``).
+
+    Args:
+        events: ``POLLIN``, ``POLLOUT`` or both.
+        timeout: Seconds; None waits for ever.
+
+    Returns:
+        The events that are ready, 0 on time-out. Signals are handled while it waits.
+    """
+    cdef zmq_pollitem_t item
+    cdef long left_ms
+    cdef int rc
+    from time import monotonic
+    item.socket = handle_of(socket)
+    item.fd = 0
+    item.events = <short>events
+    item.revents = 0
+    deadline = None if timeout is None else monotonic() + timeout
+    while True:
+        if deadline is None:
+            left_ms = -1
+        else:
+            left_ms = max(0, <long>((deadline - monotonic()) * 1000 + 0.999))
+        with nogil:
+            rc = zf_zmq_poll(&item, 1, left_ms)
+        if rc >= 0:
+            return item.revents
+        if zf_zmq_errno() != EINTR:
+            transport_error("polling failed")
+        PyErr_CheckSignals()
