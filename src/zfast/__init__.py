@@ -1,1 +1,53 @@
-"""The fast path for data in Prefect flows."""
+"""The fast path for data in Prefect flows.
+
+Importing zfast is light and opens nothing; Prefect is imported when a Prefect name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zfast._core import Batch as Batch
+    from zfast._core import SendTracker as SendTracker
+    from zfast.channel import Channel as Channel
+    from zfast.errors import ZfastError as ZfastError
+    from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
+    from zfast.prefect.storage import ZfastStorage as ZfastStorage
+    from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "zfast._core",
+    "Channel": "zfast.channel",
+    "SendTracker": "zfast._core",
+    "ZfastError": "zfast.errors",
+    "ZfastSerializer": "zfast.prefect.serializer",
+    "ZfastStorage": "zfast.prefect.storage",
+    "ZfastTaskRunner": "zfast.prefect.task_runner",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'zfast' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "prefect":
+            raise ImportError(
+                f"zfast.{name} needs Prefect: pip install 'zfast[prefect]'"
+            ) from error
+        raise
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -11,6 +11,7 @@ Every call into libzmq releases the GIL. No function here blocks except ``poll``
 
 import os
 import threading
+from time import monotonic
 
 from zmq.backend.cython import _zmq as _pyzmq_extension
 
@@ -27,7 +28,6 @@ from cpython.buffer cimport (
     PyBUF_SIMPLE,
     PyBuffer_FillInfo,
     PyBuffer_Release,
-    PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport (
@@ -691,7 +691,7 @@ def send_message(
 
     Raises:
         TransportError: libzmq refused; ``errno`` says why (EHOSTUNREACH: no such peer).
-        BufferError: A buffer is not C-contiguous.
+        BufferError, ValueError: A buffer is not C-contiguous (which of them is its owner's choice).
 
     Threads: the socket's. GIL released while libzmq works.
     """
@@ -931,7 +931,6 @@ def recv(Socket socket not None, *, bint routed=False):
     cdef bytes routing_id = None
     cdef Message message
     cdef Batch batch
-    cdef const uint8_t *head
     zf_drain()
     while more:
         frame = Frame.__new__(Frame)
@@ -964,24 +963,29 @@ def recv(Socket socket not None, *, bint routed=False):
         raise
 
 
-def poll(Socket socket not None, int events, timeout: float | None = None) -> int:
+def poll(
+    Socket socket not None, int events, timeout: float | None = None, Socket also=None
+) -> int:
     """Wait until the socket can receive (``POLLIN``) or send (``POLLOUT``).
 
     Args:
         events: ``POLLIN``, ``POLLOUT`` or both.
         timeout: Seconds; None waits for ever.
+        also: A second socket of the thread; the wait ends when it can receive, too.
 
     Returns:
-        The events that are ready, 0 on time-out. Signals are handled while it waits.
+        The events of ``socket`` that are ready, 0 if none is. Signals are handled meanwhile.
     """
-    cdef zmq_pollitem_t item
+    cdef zmq_pollitem_t[2] items
     cdef long left_ms
-    cdef int rc
-    from time import monotonic
-    item.socket = handle_of(socket)
-    item.fd = 0
-    item.events = <short>events
-    item.revents = 0
+    cdef int rc, n_items = 1
+    memset(items, 0, sizeof(items))
+    items[0].socket = handle_of(socket)
+    items[0].events = <short>events
+    if also is not None:
+        items[1].socket = handle_of(also)
+        items[1].events = ZMQ_POLLIN
+        n_items = 2
     deadline = None if timeout is None else monotonic() + timeout
     while True:
         if deadline is None:
@@ -989,9 +993,9 @@ def poll(Socket socket not None, int events, timeout: float | None = None) -> in
         else:
             left_ms = max(0, <long>((deadline - monotonic()) * 1000 + 0.999))
         with nogil:
-            rc = zf_zmq_poll(&item, 1, left_ms)
+            rc = zf_zmq_poll(items, n_items, left_ms)
         if rc >= 0:
-            return item.revents
+            return items[0].revents
         if zf_zmq_errno() != EINTR:
             transport_error("polling failed")
         PyErr_CheckSignals()

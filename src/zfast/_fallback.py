@@ -30,6 +30,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from zfast.errors import ConfigError, FrameTooLargeError, ProtocolError, VersionMismatchError
 
@@ -179,9 +180,7 @@ def decode_message(frames: Sequence[object]) -> Message:
             f"{head.nbytes - position} bytes left over in the header frame", offset=position
         )
     if next_frame != len(views):
-        raise ProtocolError(
-            f"{len(views) - next_frame} frames left over", frame_index=next_frame
-        )
+        raise ProtocolError(f"{len(views) - next_frame} frames left over", frame_index=next_frame)
     body = head[body_start : body_start + body_nbytes]
     return Message(kind, flags, request_id, body, buffers)
 
@@ -214,9 +213,7 @@ def unpack(frame: object) -> list[memoryview]:
         raise ProtocolError("a batch with a body", offset=24)
     start = _aligned(HEADER_NBYTES + 4 * (n + 1), 8)
     if start > view.nbytes:
-        raise ProtocolError(
-            f"{n} payloads announced, the frame has {view.nbytes} bytes", offset=16
-        )
+        raise ProtocolError(f"{n} payloads announced, the frame has {view.nbytes} bytes", offset=16)
     offsets = struct.unpack_from(f"<{n + 1}I", view, HEADER_NBYTES)
     if offsets[0] != 0 or offsets[-1] != view.nbytes - start:
         raise ProtocolError(
@@ -229,4 +226,4 @@ def unpack(frame: object) -> list[memoryview]:
             raise ProtocolError(
                 f"payload {index} ends before it starts", offset=HEADER_NBYTES + 4 * index
             )
-    return [view[start + a : start + b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [view[start + a : start + b] for a, b in pairwise(offsets)]

@@ -1,0 +1,105 @@
+"""Rounds of all peers of a group, taken in turns, and how they become pytest-benchmark rows.
+
+On a shared machine the speed of everything drifts by tens of per cent within minutes. Rows that
+pytest-benchmark measures one after the other would differ by that drift. So a group is measured
+as a whole when the first of its rows is asked for: all peers are started, then take turns, one
+round each, the first peer changing from pass to pass. The durations are kept.
+
+Each row is a test of its own that hands its durations to pytest-benchmark by two public means: the
+``timer`` of its ``benchmark`` marker is a `ReplayClock`, and the function that ``pedantic`` times
+moves this clock on by the next duration. Tables, statistics and JSON are pytest-benchmark's own.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Peer(Protocol):
+    """Something that runs rounds: it times itself, and checks its own results."""
+
+    def round(self) -> Mapping[str, float]:
+        """Run one round; durations by the name of what was timed."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+@dataclass
+class Measurement:
+    """What came of one peer: durations in the order of the passes, or why there are none."""
+
+    rounds: list[Mapping[str, float]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    lost: str | None = None
+    unavailable: str | None = None
+
+
+class UnavailablePeerError(RuntimeError):
+    """This peer cannot be measured here; its message says what is missing."""
+
+
+def measure_in_turns(
+    openers: Mapping[str, Callable[[], Peer]], *, rounds: int, warmup_rounds: int
+) -> dict[str, Measurement]:
+    """Start all peers and let them take turns. One that fails is lost; the others go on."""
+    measurements = {name: Measurement() for name in openers}
+    peers: dict[str, Peer] = {}
+    try:
+        for name, open_peer in openers.items():
+            try:
+                peers[name] = open_peer()
+            except UnavailablePeerError as error:
+                measurements[name].unavailable = str(error)
+            except Exception:
+                measurements[name].lost = traceback.format_exc(limit=-3)
+        for i in range(-warmup_rounds, rounds):
+            for name in _rotated(list(peers), i):
+                try:
+                    durations = peers[name].round()
+                except Exception:
+                    measurements[name].lost = traceback.format_exc(limit=-3)
+                    peers.pop(name).close()
+                    continue
+                if i >= 0:
+                    measurements[name].rounds.append(durations)
+        for name, peer in peers.items():
+            measurements[name].extra.update(getattr(peer, "extra", {}))
+    finally:
+        for peer in peers.values():
+            peer.close()
+    return measurements
+
+
+def _rotated(names: Sequence[str], by: int) -> list[str]:
+    by = by % len(names) if names else 0
+    return [*names[by:], *names[:by]]
+
+
+class ReplayClock:
+    """A clock that only moves when told to: the timer of rows that were measured before."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Return the time on this clock, in seconds."""
+        return self._now
+
+    def replay(self, durations: Sequence[float]) -> Callable[[], None]:
+        """Return a function that takes the next of the durations each time it is called."""
+        # From zero for each row: small durations are not rounded off by a large sum.
+        self._now = 0.0
+        left: Iterator[float] = iter(durations)
+
+        def take_next() -> None:
+            self._now += next(left)
+
+        return take_next
+
+
+replay_clock = ReplayClock()

@@ -1,0 +1,67 @@
+"""The flows that are measured, in a module that every runner's workers can import."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+COLUMNS = 10
+MAKERS = 4
+#: Each worker has imported what it needs before the time counts.
+WARMUP_TASKS = 8
+
+
+@task
+def noop(i: int) -> int:
+    return i
+
+
+def _make_frame(seed: int, rows: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({f"column{i}": rng.random(rows) for i in range(COLUMNS)})
+
+
+def _mean_of_all(frames: list[pd.DataFrame]) -> float:
+    return float(np.mean([frame[name].mean() for frame in frames for name in frame.columns]))
+
+
+make_frame = task(_make_frame, name="make_frame")
+mean_of_all = task(_mean_of_all, name="mean_of_all")
+make_frame_uncached = task(_make_frame, name="make_frame", cache_policy=NO_CACHE)
+mean_of_all_uncached = task(_mean_of_all, name="mean_of_all", cache_policy=NO_CACHE)
+
+
+@flow
+def noop_tasks(count: int) -> float:
+    """Seconds from the first submit to the last result."""
+    for future in [noop.submit(i) for i in range(WARMUP_TASKS)]:
+        future.result()
+    start = time.perf_counter()
+    results = [future.result() for future in [noop.submit(i) for i in range(count)]]
+    seconds = time.perf_counter() - start
+    if results != list(range(count)):
+        raise ValueError("wrong results")
+    return seconds
+
+
+@flow
+def frames(rows: int, cached: bool) -> float:
+    """Seconds from the first submit to the result of the reduction."""
+    make: Any = make_frame if cached else make_frame_uncached
+    reduce: Any = mean_of_all if cached else mean_of_all_uncached
+    # Two of these at once, so that each worker has imported pandas.
+    warmup = [make.submit(seed, 10) for seed in range(WARMUP_TASKS)]
+    for future in [reduce.submit(warmup), reduce.submit(warmup)]:
+        future.result()
+    start = time.perf_counter()
+    made = [make.submit(seed, rows) for seed in range(MAKERS)]
+    mean = reduce.submit(made).result()
+    seconds = time.perf_counter() - start
+    if abs(mean - 0.5) > 0.05:
+        raise ValueError(f"wrong mean: {mean}")
+    return seconds

@@ -1,0 +1,58 @@
+"""The tree of verbs. Each is a module of its own, imported when it is run or asked for help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+from rich.markup import escape
+
+from zfast import __version__
+from zfast.errors import ZfastError
+
+app = App(
+    name="zfast",
+    help="The fast path for data in Prefect flows.",
+    version=__version__,
+    version_flags=["--version"],
+    help_flags=["--help", "-h"],
+    result_action="return_value",
+    # Ctrl-C is main's, which gives the shell's exit status for it.
+    suppress_keyboard_interrupt=False,
+)
+# The help is given here so that the list of verbs imports none of them.
+app.command(
+    "zfast.cli.demo:demo",
+    name="demo",
+    help="Run one flow on Prefect's task runners and on zfast's, side by side.",
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; give the exit status."""
+    console = Console(stderr=True, highlight=False)
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        console.print(f"[red]zfast:[/] {escape(str(error))}", soft_wrap=True)
+        console.print("Try 'zfast --help'.")
+        return 2
+    except ZfastError as error:
+        _print_error(console, error)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing may be written to it at exit either.
+        sys.stdout = None
+        return 1
+    return 0
+
+
+def _print_error(console: Console, error: ZfastError) -> None:
+    console.print(f"[red]zfast:[/] {escape(error.message)}", soft_wrap=True)
+    if error.detail:
+        console.print(escape(error.detail), style="dim", soft_wrap=True)
+    if error.hint:
+        console.print(f"[green]hint:[/] {escape(error.hint)}", soft_wrap=True)

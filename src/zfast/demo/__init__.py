@@ -1,0 +1,1 @@
+"""The demonstration behind ``zfast demo``: one flow on three task runners, measured."""

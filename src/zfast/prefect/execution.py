@@ -1,0 +1,137 @@
+"""Runs Prefect tasks in a worker process, its context, settings and clients kept warm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import Callable
+from typing import Any, TypedDict, cast
+from uuid import UUID
+
+import cloudpickle
+import prefect.task_engine
+from prefect.client.schemas.objects import RunInput, State
+from prefect.context import SyncClientContext, hydrated_context, tags
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
+from prefect.tasks import Task
+
+from zfast.codec import Payload, decode, encode
+from zfast.errors import CodecError, WorkerError
+from zfast.prefect.forwarding import flush_forwarded_events, forward_logs_and_events
+
+#: Tasks that stay unpickled in a worker.
+MAX_TASK_OBJECTS = 256
+
+
+class Call(TypedDict):
+    """What one job carries: the arguments of Prefect's task engine."""
+
+    task_run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: list[Any] | None
+    dependencies: dict[str, set[RunInput]] | None
+    tags: set[str]
+
+
+class TaskExecutor:
+    """Prefect's task engine behind the worker's job loop. Threads: the worker's main thread.
+
+    A job's first payload is a ``Call``; in it each future of an earlier task is a reference to one
+    of the payloads that follow, the earlier task's final State.
+    """
+
+    def __init__(self, notify: Callable[[str, bytes], None]) -> None:
+        forward_logs_and_events(notify)
+        self._tasks: dict[bytes, Task[Any, Any]] = {}
+        self._context: bytes | None = None
+        self._hydrated = contextlib.ExitStack()
+
+    def run(self, code: bytes, context: bytes, payloads: list[Payload]) -> list[Payload]:
+        """Run one task run to its final state; the State is the one payload returned."""
+        self._enter_context(context)
+        task = self._load_task(code)
+        states: dict[int, State[Any]] = {}
+
+        def load_state(index: Any) -> State[Any]:
+            if index not in states:
+                states[index] = decode(payloads[1 + index])
+            return states[index]
+
+        call: Call = decode(payloads[0], persistent_load=load_state)
+        state = self._run_task(task, call)
+        flush_forwarded_events()
+        return [_encode_state(state)]
+
+    def close(self) -> None:
+        """Leave the hydrated context."""
+        self._hydrated.close()
+
+    def _enter_context(self, context: bytes) -> None:
+        # Hydrating rebuilds settings and SSL contexts, some 70 ms: once per context, not per task.
+        if context is self._context:
+            return
+        self._hydrated.close()
+        self._context = None
+        self._hydrated.enter_context(hydrated_context(cloudpickle.loads(context)))
+        self._hydrated.enter_context(SyncClientContext.get_or_create())
+        self._context = context
+
+    def _load_task(self, code: bytes) -> Task[Any, Any]:
+        key = id(code).to_bytes(8, "little")
+        task = self._tasks.get(key)
+        if task is None:
+            if len(self._tasks) >= MAX_TASK_OBJECTS:
+                self._tasks.clear()
+            task = self._tasks[key] = cloudpickle.loads(code)
+        return task
+
+    def _run_task(self, task: Task[Any, Any], call: Call) -> State[Any]:
+        arguments: dict[str, Any] = {
+            "task": task,
+            "task_run_id": call["task_run_id"],
+            "parameters": call["parameters"],
+            "wait_for": call["wait_for"],
+            "dependencies": call["dependencies"],
+            "return_type": "state",
+        }
+        with tags(*call["tags"]):
+            state = (
+                asyncio.run(prefect.task_engine.run_task_async(**arguments))
+                if task.isasync
+                else prefect.task_engine.run_task_sync(**arguments)
+            )
+        return cast("State[Any]", state)
+
+
+def _encode_state(state: State[Any]) -> Payload:
+    error = _exception_of(state)
+    if error is not None:
+        _note_traceback(error)
+    try:
+        return encode(state)
+    except CodecError as failure:
+        if error is None:
+            raise
+        stand_in = WorkerError(
+            f"{type(error).__name__}: {error}",
+            detail="the task's own exception cannot be pickled: " + failure.message,
+        )
+        _note_traceback(error, stand_in)
+        return encode(state.model_copy(update={"data": stand_in}))
+
+
+def _exception_of(state: State[Any]) -> BaseException | None:
+    data = state.data.result if isinstance(state.data, ResultRecord) else state.data
+    return data if isinstance(data, BaseException) else None
+
+
+def _note_traceback(error: BaseException, carrier: BaseException | None = None) -> None:
+    """Keep the traceback, which pickling drops, as a note (PEP 678; set by hand for 3.10)."""
+    carrier = carrier or error
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    notes = [*getattr(carrier, "__notes__", []), f"in a zfast worker:\n{text}"]
+    try:
+        carrier.__notes__ = notes
+    except AttributeError:
+        pass  # an exception with __slots__

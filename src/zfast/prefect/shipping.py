@@ -1,0 +1,113 @@
+"""What a worker is given once: a task's code, a flow run's context, its environment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, serialize_context
+from prefect.settings import get_current_settings
+
+from zfast.errors import CodecError
+
+if TYPE_CHECKING:
+    from prefect.tasks import Task
+
+
+class Shipper:
+    """Turns tasks and run contexts into blobs, each once. Threads: any.
+
+    Args:
+        add_blob: Keeps bytes for the workers and gives their digest.
+    """
+
+    def __init__(self, add_blob: Callable[[bytes], bytes]) -> None:
+        self._add_blob = add_blob
+        self._lock = threading.Lock()
+        # The objects are kept, so that none of their ids can come again for another.
+        self._tasks: dict[int, tuple[Task[Any, Any], bytes]] = {}
+        self._contexts: dict[tuple[int, ...], tuple[tuple[object, ...], bytes]] = {}
+
+    def ship_task(self, task: Task[Any, Any]) -> bytes:
+        """The digest of a task's code, as it is at its first submit.
+
+        Raises:
+            CodecError: The task cannot be pickled.
+        """
+        with self._lock:
+            known = self._tasks.get(id(task))
+            if known is None:
+                try:
+                    known = task, self._add_blob(cloudpickle.dumps(task))
+                except Exception as error:
+                    raise CodecError(
+                        f"task {task.name!r} cannot be pickled: {error}",
+                        hint="keep locks, sockets and open files out of its closure",
+                    ) from error
+                self._tasks[id(task)] = known
+            return known[1]
+
+    def ship_context(self) -> bytes:
+        """The digest of the run context that is active now, without its tags.
+
+        Raises:
+            CodecError: The flow cannot be pickled.
+        """
+        active = (FlowRunContext.get(), TaskRunContext.get(), SettingsContext.get())
+        key = tuple(id(context) for context in active)
+        with self._lock:
+            known = self._contexts.get(key)
+            if known is None:
+                try:
+                    known = active, self._add_blob(cloudpickle.dumps(_serialize_context()))
+                except Exception as error:
+                    raise CodecError(
+                        f"the flow run's context cannot be pickled: {error}",
+                        hint="keep locks, sockets and open files out of the flow's closure and "
+                        "parameters",
+                    ) from error
+                self._contexts[key] = known
+            return known[1]
+
+
+def _serialize_context() -> dict[str, Any]:
+    context = serialize_context()
+    # Tags change between submits; they travel with each call.
+    context["tags_context"] = {}
+    result_store = context["flow_run_context"].get("result_store", {})
+    # Results that the driver caches in memory are not for the workers.
+    result_store.pop("cache", None)
+    settings = context["settings_context"].get("settings")
+    url = _ephemeral_api_url()
+    if url and isinstance(settings, dict):
+        settings.setdefault("api", {})["url"] = url
+    return context
+
+
+def child_environment() -> dict[str, str]:
+    """Prefect's settings as variables for the workers, without the secret ones.
+
+    Secrets reach a worker in its context, so that a task's own children do not inherit them.
+    """
+    settings = get_current_settings()
+    plain = settings.to_environment_variables(exclude_unset=True, include_secrets=True)
+    masked = settings.to_environment_variables(exclude_unset=True, include_secrets=False)
+    environment = {key: value for key, value in plain.items() if masked.get(key) == value}
+    url = _ephemeral_api_url()
+    if url:
+        environment["PREFECT_API_URL"] = url
+    return environment
+
+
+def _ephemeral_api_url() -> str | None:
+    """The address of the server that Prefect started for this process, if it did.
+
+    Workers use the driver's, rather than each starting one of its own.
+    """
+    if get_current_settings().api.url:
+        return None
+    context = FlowRunContext.get()
+    url = getattr(context.client, "api_url", None) if context else None
+    return str(url).rstrip("/") if url else None

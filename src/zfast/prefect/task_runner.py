@@ -1,0 +1,304 @@
+"""ZfastTaskRunner: Prefect's tasks on warm worker processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Crashed
+from prefect.task_runners import TaskRunner
+
+from zfast.codec import Payload, decode, encode
+from zfast.errors import ConfigError, WorkerError, ZfastError
+from zfast.prefect.forwarding import NoteForwarder
+from zfast.prefect.shipping import Shipper, child_environment
+from zfast.runner.hub import Hub, Job, JobCancelledError, Outcome
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import RunInput
+    from prefect.tasks import Task
+    from typing_extensions import Self
+
+    from zfast.prefect.execution import Call
+
+
+class ZfastFuture(PrefectConcurrentFuture[Any]):
+    """The future of a task run on a zfast worker. Threads: any."""
+
+    def __init__(self, task_run_id: UUID) -> None:
+        super().__init__(task_run_id, concurrent.futures.Future())
+        #: The final State as it came from the worker: tasks that need it get these very frames.
+        self.state_payload: Payload | None = None
+
+    def settle(self, state: State[Any], payload: Payload | None = None) -> None:
+        """Complete the future with its final state."""
+        self.state_payload = payload
+        self.wrapped_future.set_result(state)
+
+
+class ZfastTaskRunner(TaskRunner[ZfastFuture]):
+    """Runs task runs in warm local worker processes.
+
+    Workers start with the first submit and live as long as the flow run; each is given a task's
+    code and the flow run's context once. Parameters are snapshotted before ``submit`` returns;
+    array data travels in frames of its own, uncopied by pickle. A worker that dies ends its task
+    run as Crashed; another takes its place.
+
+    Args:
+        max_workers: At most so many processes; by default Prefect's setting
+            ``tasks.runner.process_pool_max_workers``, else the number of processors.
+
+    Raises:
+        ConfigError: ``max_workers`` is less than 1.
+
+    Threads: ``submit`` from any. Not usable in a forked child.
+
+    Example:
+        >>> from prefect import flow
+        >>> @flow(task_runner=ZfastTaskRunner(max_workers=4))
+        ... def my_flow(): ...
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if max_workers is not None and max_workers < 1:
+            raise ConfigError(f"max_workers must be at least 1, not {max_workers}")
+        self._max_workers = max_workers
+        self._reset()
+        #: Runners that are running: this one and its duplicates. Prefect cancels the original.
+        self._family: weakref.WeakSet[ZfastTaskRunner] = weakref.WeakSet()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._hub: Hub | None = None
+        self._shipper: Shipper | None = None
+        self._forwarder: NoteForwarder | None = None
+
+    @property
+    def name(self) -> str:
+        """The runner's name in Prefect's logs."""
+        return "zfast"
+
+    def duplicate(self) -> Self:
+        """A runner with the same configuration, not started."""
+        duplicate = type(self)(max_workers=self._max_workers)
+        duplicate._family = self._family
+        return duplicate
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ZfastTaskRunner) and self._max_workers == other._max_workers
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Prefect pickles a flow with its runner: only the configuration travels.
+        return {"logger": self.logger, "_max_workers": self._max_workers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._started = False
+        self._reset()
+        self._family = weakref.WeakSet()
+
+    def __enter__(self) -> Self:
+        # Nothing is opened yet: Prefect enters a duplicate in every worker that hydrates a flow.
+        super().__enter__()
+        self._family.add(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._family.discard(self)
+        hub = self._hub
+        if hub is not None:
+            hub.close()
+        self._reset()
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def cancel_all(self) -> None:
+        """Take back every task run that no worker has started, of this runner's duplicates too."""
+        for runner in list(self._family):
+            if runner._hub is not None:
+                runner._hub.cancel_pending()
+
+    def submit(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> ZfastFuture:
+        """Submit a task run; returns at once.
+
+        Args:
+            task: The task. Its code is pickled at its first submit in this run of the runner.
+            parameters: Its parameters, futures anywhere in them. They are copied now.
+            wait_for: Futures that must end well before it starts.
+            dependencies: Upstream task runs by parameter, for the API.
+
+        Returns:
+            A future that ends with the task run's final State. What cannot be pickled, or a
+            worker's death, ends it as Crashed.
+
+        Raises:
+            RuntimeError: The runner is not started.
+        """
+        if not self._started:
+            raise RuntimeError("The task runner must be started before submitting work.")
+        from prefect._internal.uuid7 import uuid7
+
+        hub, shipper, forwarder = self._start()
+        future = ZfastFuture(uuid7())
+        upstream: list[PrefectFuture[Any]] = []
+        call: Call = {
+            "task_run_id": future.task_run_id,
+            "parameters": parameters,
+            "wait_for": list(wait_for) if wait_for is not None else None,
+            "dependencies": dependencies,
+            "tags": TagsContext.get().current_tags,
+        }
+        try:
+            submission = _Submission(
+                hub=hub,
+                forwarder=forwarder,
+                future=future,
+                code=shipper.ship_task(task),
+                context=shipper.ship_context(),
+                call=_snapshot(encode(call, persistent_id=_references(upstream))),
+                upstream=upstream,
+            )
+        except ZfastError as error:
+            future.settle(
+                _crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error)
+            )
+            return future
+        submission.start()
+        return future
+
+    def _start(self) -> tuple[Hub, Shipper, NoteForwarder]:
+        with self._lock:
+            if self._hub is None or self._shipper is None or self._forwarder is None:
+                self._forwarder = NoteForwarder()
+                self._hub = Hub(
+                    max_workers=self._max_workers or _default_max_workers(),
+                    executor="zfast.prefect.execution:TaskExecutor",
+                    environment=child_environment(),
+                    on_note=self._forwarder,
+                )
+                self._shipper = Shipper(self._hub.add_blob)
+            return self._hub, self._shipper, self._forwarder
+
+
+class _Submission:
+    """A task run on its way to the hub, which it reaches when its upstream futures are done."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        forwarder: NoteForwarder,
+        future: ZfastFuture,
+        code: bytes,
+        context: bytes,
+        call: Payload,
+        upstream: list[PrefectFuture[Any]],
+    ) -> None:
+        self._hub = hub
+        self._forwarder = forwarder
+        self._future = future
+        self._code = code
+        self._context = context
+        self._call = call
+        self._upstream = upstream
+        self._waiting = len(upstream)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Go to the hub, now or when the last upstream future is done."""
+        if not self._upstream:
+            self._submit()
+        for future in self._upstream:
+            future.add_done_callback(self._upstream_done)
+
+    def _upstream_done(self, _: PrefectFuture[Any]) -> None:
+        with self._lock:
+            self._waiting -= 1
+            if self._waiting:
+                return
+        self._submit()
+
+    def _submit(self) -> None:
+        try:
+            payloads = [self._call, *(_state_payload(future) for future in self._upstream)]
+        except Exception as error:
+            self._future.settle(_crashed(f"An upstream result cannot be sent on: {error}", error))
+            return
+        job = Job(self._future.task_run_id.bytes, self._code, self._context, payloads, self._done)
+        self._upstream = []
+        self._hub.submit(job)
+
+    def _done(self, outcome: Outcome) -> None:
+        job_id = self._future.task_run_id.bytes
+        try:
+            if isinstance(outcome, JobCancelledError):
+                self._future.settle(Cancelled(message=str(outcome)))
+            elif isinstance(outcome, WorkerError):
+                state = _crashed(str(outcome), outcome)
+                self._forwarder.report_crash(job_id, state)
+                self._future.settle(state)
+            else:
+                self._future.settle(decode(outcome[0]), outcome[0])
+        except Exception as error:
+            self._future.settle(_crashed(f"The result cannot be decoded: {error}", error))
+        finally:
+            self._forwarder.forget(job_id)
+
+
+def _crashed(message: str, error: BaseException) -> State[Any]:
+    return Crashed(message=message, data=error)
+
+
+def _references(upstream: list[PrefectFuture[Any]]) -> Callable[[object], int | None]:
+    """A ``persistent_id`` that puts futures on ``upstream`` and their index in their place."""
+    indices: dict[int, int] = {}
+
+    def persistent_id(value: object) -> int | None:
+        if not isinstance(value, PrefectFuture):
+            return None
+        if id(value) not in indices:
+            indices[id(value)] = len(upstream)
+            upstream.append(value)
+        return indices[id(value)]
+
+    return persistent_id
+
+
+def _snapshot(payload: Payload) -> Payload:
+    return Payload(payload.header, [memoryview(bytes(buffer)) for buffer in payload.buffers])
+
+
+def _state_payload(future: PrefectFuture[Any]) -> Payload:
+    if isinstance(future, ZfastFuture) and future.state_payload is not None:
+        return future.state_payload
+    future.wait()
+    return encode(future.state)
+
+
+def _default_max_workers() -> int:
+    configured = get_current_settings().tasks.runner.process_pool_max_workers
+    return configured or os.cpu_count() or 1

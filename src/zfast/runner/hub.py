@@ -1,0 +1,412 @@
+"""The hub: one thread in the driver that owns the workers, their socket and the job queue."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import zmq
+
+from zfast import _core
+from zfast.codec import Payload
+from zfast.context import process_context
+from zfast.errors import (
+    ProtocolError,
+    TransportError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerStartError,
+)
+from zfast.runner.protocol import (
+    PROTOCOL_VERSION,
+    Blob,
+    ControlMessage,
+    Done,
+    Failed,
+    Note,
+    Ready,
+    Run,
+    Stop,
+    decode_control,
+    encode_control,
+    join_payloads,
+    split_payloads,
+)
+from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.worker_process import WorkerConfig, WorkerProcess
+
+logger = logging.getLogger("zfast.runner")
+
+#: After a worker's death, what it had sent before is still read for so long.
+LAST_WORDS_S = 0.05
+#: A worker that was told to stop, and has nothing to do, is killed after so long.
+STOP_GRACE_S = 5.0
+#: After so many workers in a row died before they were ready, the hub gives up.
+MAX_FAILED_STARTS = 3
+#: Where the system has no pidfd, deaths are looked for so often.
+LOOK_FOR_DEATHS_S = 0.1
+
+
+class JobCancelledError(WorkerError):
+    """The job was taken back before a worker started it."""
+
+
+class JobFailedError(WorkerError):
+    """A worker could not run the job or send its result; ``detail`` has the remote traceback."""
+
+    def __init__(self, error_type: str, message: str, traceback: str) -> None:
+        super().__init__(f"{error_type}: {message}", detail=traceback)
+        self.error_type = error_type
+
+
+Outcome = list[Payload] | WorkerError
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Job:
+    """Work for one worker.
+
+    Attributes:
+        job_id: 16 bytes, unique.
+        code, context: Digests of blobs the hub was given.
+        payloads: What the executor gets; their buffers must not change.
+        on_done: Called once, on the hub's thread, with the result's payloads or what went wrong.
+    """
+
+    job_id: bytes
+    code: bytes
+    context: bytes
+    payloads: list[Payload]
+    on_done: Callable[[Outcome], None]
+
+
+class Hub:
+    """Runs jobs on up to ``max_workers`` warm worker processes.
+
+    Workers are started when there are more jobs than idle workers, and kept until ``close``.
+
+    Args:
+        max_workers: At least 1.
+        executor: ``module:name`` of what runs jobs in a worker, see ``zfast.runner.worker``.
+        environment: Variables for the workers, on top of this process's.
+        on_note: Called on the hub's thread with the job id, topic and bytes of each note.
+
+    Threads: ``add_blob``, ``submit``, ``cancel_pending`` and ``close`` from any.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_workers: int,
+        executor: str,
+        environment: Mapping[str, str],
+        on_note: Callable[[bytes, str, memoryview], None],
+    ) -> None:
+        self._max_workers = max_workers
+        self._on_note = on_note
+        self._folder = RuntimeFolder()
+        self._config = WorkerConfig(
+            endpoint=self._folder.endpoint,
+            runtime_folder=str(self._folder.path),
+            executor=executor,
+            environment=dict(environment),
+            sys_path=[os.path.abspath(entry) for entry in sys.path],
+        )
+        self._blobs: dict[bytes, bytes] = {}
+        self._queue: deque[Job] = deque()
+        self._workers: dict[bytes, WorkerProcess] = {}
+        self._dying: list[tuple[float, WorkerProcess]] = []
+        self._n_started = 0
+        self._failed_starts = 0
+        self._closing = False
+        self._stop_deadline = float("inf")
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake_receiver, self._wake_sender = os.pipe()
+        os.set_blocking(self._wake_receiver, False)
+        os.set_blocking(self._wake_sender, False)
+        self._wake_lock = threading.Lock()
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="zfast-hub", daemon=True)
+        self._thread.start()
+
+    # ---- any thread --------------------------------------------------------------------
+
+    def add_blob(self, data: bytes) -> bytes:
+        """Keep bytes that jobs refer to; their digest. Each worker gets them once."""
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        self._blobs.setdefault(digest, data)
+        return digest
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; ``job.on_done`` will be called whatever happens."""
+        self._command(lambda: self._enqueue(job))
+
+    def cancel_pending(self) -> None:
+        """Take back every job that no worker has started."""
+        self._command(self._cancel_queue)
+
+    def close(self) -> None:
+        """Take back what is queued, wait for what runs, stop the workers. Idempotent."""
+        self._command(self._begin_closing)
+        self._finished.wait()
+        self._thread.join()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Pids of the workers that live, for tests and statistics."""
+        return [worker.process.pid for worker in list(self._workers.values())]
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        with self._wake_lock:
+            if not self._finished.is_set():
+                try:
+                    os.write(self._wake_sender, b"\0")
+                except BlockingIOError:
+                    pass  # the pipe is full: the hub is awake anyway
+                return
+        self._run_commands()
+
+    # ---- the hub's thread --------------------------------------------------------------
+
+    def _run(self) -> None:
+        socket = process_context().socket(zmq.ROUTER)
+        socket.router_mandatory = True
+        socket.set_hwm(0)  # bounded by one job a worker
+        self._socket: zmq.Socket[bytes] = socket
+        self._bound = False
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._wake_receiver, zmq.POLLIN)
+        error: WorkerError | None = None
+        try:
+            while not (self._closing and not self._workers and not self._dying):
+                self._poller.poll(self._poll_timeout_ms())
+                self._turn()
+        except BaseException as failure:
+            logger.exception("the hub failed; its jobs fail with it")
+            error = WorkerError(f"the hub failed: {failure!r}", hint="see the log for the cause")
+        finally:
+            self._end(error or JobCancelledError("the task runner was closed"))
+
+    def _turn(self) -> None:
+        try:
+            os.read(self._wake_receiver, 4096)
+        except BlockingIOError:
+            pass
+        self._run_commands()
+        self._receive()
+        self._look_for_deaths()
+        self._bury()
+        self._dispatch()
+        if self._closing:
+            self._stop_idle_workers()
+
+    def _end(self, error: WorkerError) -> None:
+        for worker in [*self._workers.values(), *(worker for _, worker in self._dying)]:
+            worker.kill()
+            worker.release()
+            self._settle(worker, error)
+        self._workers.clear()
+        self._fail_queue(error)
+        self._socket.close(linger=0)
+        self._folder.remove()
+        self._closing = True
+        with self._wake_lock:  # nobody may write to a descriptor that is somebody else's by then
+            self._finished.set()
+            os.close(self._wake_sender)
+            os.close(self._wake_receiver)
+        self._run_commands()
+
+    def _poll_timeout_ms(self) -> int | None:
+        until = [at for at, _ in self._dying]
+        if self._stop_deadline != float("inf"):
+            until.append(self._stop_deadline)
+        if any(worker.pidfd is None for worker in self._workers.values()):
+            until.append(time.monotonic() + LOOK_FOR_DEATHS_S)
+        return int(max(0.0, min(until) - time.monotonic()) * 1000) + 1 if until else None
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            try:
+                command = self._commands.popleft()
+            except IndexError:
+                return
+            command()
+
+    def _enqueue(self, job: Job) -> None:
+        if self._closing:
+            _settle_job(job, JobCancelledError("the task runner is closed"))
+        else:
+            self._queue.append(job)
+
+    def _cancel_queue(self) -> None:
+        self._fail_queue(JobCancelledError("the task run was cancelled before it started"))
+
+    def _fail_queue(self, error: WorkerError) -> None:
+        while self._queue:
+            _settle_job(self._queue.popleft(), error)
+
+    def _begin_closing(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._fail_queue(JobCancelledError("the task runner was closed before it started"))
+
+    # ---- workers -----------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        idle = [worker for worker in self._workers.values() if worker.idle]
+        while self._queue and idle:
+            self._give(idle.pop(), self._queue.popleft())
+        starting = sum(not worker.ready for worker in self._workers.values())
+        for _ in range(min(len(self._queue) - starting, self._max_workers - len(self._workers))):
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        self._n_started += 1
+        routing_id = f"worker-{self._n_started}".encode()
+        try:
+            worker = WorkerProcess.start(self._config, routing_id)
+            # Bound only now: from here on there is a worker to remove the socket if we die.
+            if not self._bound:
+                self._socket.bind(self._config.endpoint)
+                self._bound = True
+        except (OSError, zmq.ZMQError) as error:
+            self._fail_queue(
+                WorkerStartError(f"cannot start a worker process: {error.strerror or error}")
+            )
+            return
+        self._workers[routing_id] = worker
+        if worker.pidfd is not None:
+            self._poller.register(worker.pidfd, zmq.POLLIN)
+
+    def _give(self, worker: WorkerProcess, job: Job) -> None:
+        worker.job = job
+        for digest in (job.code, job.context):
+            if digest not in worker.blobs:
+                worker.blobs.add(digest)
+                self._send(worker, Blob(digest), [self._blobs[digest]])
+        counts, buffers = join_payloads(job.payloads)
+        self._send(worker, Run(job.job_id, job.code, job.context, counts), buffers)
+
+    def _send(
+        self,
+        worker: WorkerProcess,
+        message: ControlMessage,
+        buffers: list[bytes | memoryview] | list[bytes] = [],  # noqa: B006 – never changed
+    ) -> None:
+        kind, body = encode_control(message)
+        try:
+            _core.send_message(self._socket, kind, body, buffers, routing_id=worker.routing_id)
+        except TransportError:
+            # It is gone; its death is noticed and settles its job.
+            logger.debug("worker %s cannot be reached", worker.process.pid, exc_info=True)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                received = _core.recv(self._socket, routed=True)
+                if received is None:
+                    return
+                worker = self._workers.get(received.routing_id or b"")
+                if worker is None or isinstance(received, _core.Batch):
+                    raise ProtocolError(f"a message from {received.routing_id!r}, not a worker")
+                self._handle(worker, decode_control(received), received.buffers)
+            except ProtocolError as error:
+                logger.warning("message dropped: %s", error)
+
+    def _handle(
+        self, worker: WorkerProcess, message: ControlMessage, buffers: list[memoryview]
+    ) -> None:
+        job = worker.job
+        if isinstance(message, Note):
+            try:
+                self._on_note(message.job_id, message.topic, buffers[0])
+            except Exception:
+                logger.exception("a note from worker %s was not delivered", worker.process.pid)
+        elif isinstance(message, Ready):
+            if message.protocol_version != PROTOCOL_VERSION:
+                raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
+            worker.ready = True
+            self._failed_starts = 0
+        elif isinstance(message, (Done, Failed)) and job and message.job_id == job.job_id:
+            outcome: Outcome = (
+                split_payloads(message.counts, buffers)
+                if isinstance(message, Done)
+                else JobFailedError(message.error_type, message.message, message.traceback)
+            )
+            worker.job = None
+            _settle_job(job, outcome)
+        else:
+            raise ProtocolError(f"unexpected {type(message).__name__} from {worker.process.pid}")
+
+    def _look_for_deaths(self) -> None:
+        for worker in [w for w in self._workers.values() if w.exited]:
+            if all(worker is not dying for _, dying in self._dying):
+                if worker.pidfd is not None:
+                    self._poller.unregister(worker.pidfd)
+                self._dying.append((time.monotonic() + LAST_WORDS_S, worker))
+                worker.stopping = True
+
+    def _bury(self) -> None:
+        now = time.monotonic()
+        for at, worker in list(self._dying):
+            # Nothing is owed by a worker without a job: no need to wait for its last words.
+            if at > now and worker.job is not None:
+                continue
+            self._dying.remove((at, worker))
+            self._workers.pop(worker.routing_id, None)
+            worker.release()
+            self._settle(
+                worker,
+                WorkerDiedError(
+                    f"the worker process {worker.process.pid} died while it ran the task: "
+                    f"{worker.cause_of_death}",
+                    hint="is it short of memory, or did the task end its own process?",
+                ),
+            )
+            if not worker.ready and not self._closing:
+                self._count_failed_start(worker)
+
+    def _settle(self, worker: WorkerProcess, error: WorkerError) -> None:
+        if worker.job is not None:
+            job, worker.job = worker.job, None
+            _settle_job(job, error)
+
+    def _count_failed_start(self, worker: WorkerProcess) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._fail_queue(
+                WorkerStartError(
+                    f"{self._failed_starts} worker processes in a row ended before they were "
+                    f"ready; the last {worker.cause_of_death}",
+                    hint="their standard error says why",
+                )
+            )
+            self._failed_starts = 0
+
+    def _stop_idle_workers(self) -> None:
+        if self._stop_deadline == float("inf") and not any(w.job for w in self._workers.values()):
+            self._stop_deadline = time.monotonic() + STOP_GRACE_S
+        for worker in self._workers.values():
+            if not worker.ready:
+                worker.kill()
+            elif worker.idle:
+                worker.stopping = True
+                self._send(worker, Stop())
+            if time.monotonic() >= self._stop_deadline:
+                worker.kill()
+
+
+def _settle_job(job: Job, outcome: Outcome) -> None:
+    try:
+        job.on_done(outcome)
+    except Exception:
+        logger.exception("the result of job %s was not delivered", job.job_id.hex())

@@ -1,0 +1,220 @@
+"""A worker process: an I/O thread that talks to the hub, and the main thread that runs jobs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import queue
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import zmq
+
+from zfast import _core
+from zfast._watchdog import watch_parent
+from zfast.codec import Payload
+from zfast.context import process_context
+from zfast.errors import ProtocolError, WorkerError
+from zfast.runner.protocol import (
+    PROTOCOL_VERSION,
+    Blob,
+    ControlMessage,
+    Done,
+    Failed,
+    Note,
+    Ready,
+    Run,
+    Stop,
+    decode_control,
+    encode_control,
+    join_payloads,
+    split_payloads,
+)
+
+logger = logging.getLogger("zfast.worker")
+
+Notify = Callable[[str, bytes], None]
+
+
+class Executor(Protocol):
+    """What runs jobs; made once, in the worker's main thread, with a function to send notes."""
+
+    def run(self, code: bytes, context: bytes, payloads: list[Payload]) -> list[Payload]:
+        """Run one job: the blobs it names, its payloads in, the result's payloads out.
+
+        Whatever it raises is told to the hub as the job's failure.
+        """
+        ...
+
+    def close(self) -> None:
+        """Called once, before the worker ends in order."""
+        ...
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A message for the hub; ``sent`` is set when its tracker counts its lent buffers."""
+
+    message: ControlMessage
+    buffers: list[bytes | memoryview] = field(default_factory=list)
+    tracker: _core.SendTracker | None = None
+    sent: threading.Event | None = None
+
+
+class HubConnection:
+    """The worker's end of the hub's endpoint. Its thread owns the socket.
+
+    Args:
+        endpoint: The hub's.
+        routing_id: Who the hub knows this worker as.
+    """
+
+    def __init__(self, endpoint: str, routing_id: bytes) -> None:
+        self._endpoint = endpoint
+        self._routing_id = routing_id
+        self._outbox: deque[_Outgoing] = deque()
+        self._wake_receiver, self._wake_sender = os.pipe()
+        os.set_blocking(self._wake_receiver, False)
+        os.set_blocking(self._wake_sender, False)
+        self._blobs: dict[bytes, bytes] = {}
+        self.jobs: queue.SimpleQueue[tuple[Run, list[Payload]] | None] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="zfast-worker-io", daemon=True)
+        self._thread.start()
+
+    def blob(self, digest: bytes) -> bytes:
+        """The blob of that digest; the hub sends it before the first job that names it."""
+        return self._blobs[digest]
+
+    def post(
+        self, message: ControlMessage, buffers: list[bytes | memoryview] | None = None
+    ) -> None:
+        """Send a message; large buffers must not change any more. Threads: any."""
+        self._post(_Outgoing(message, buffers or []))
+
+    def post_and_wait(self, message: ControlMessage, buffers: list[bytes | memoryview]) -> None:
+        """Send a message and wait until its buffers may change."""
+        tracker, sent = _core.SendTracker(), threading.Event()
+        self._post(_Outgoing(message, buffers, tracker, sent))
+        sent.wait()
+        tracker.wait()
+
+    def close(self) -> None:
+        """Send what is queued and end the thread."""
+        self._closing = True
+        self._wake()
+        self._thread.join()
+
+    def _post(self, outgoing: _Outgoing) -> None:
+        self._outbox.append(outgoing)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_sender, b"\0")
+        except BlockingIOError:
+            pass  # the pipe is full: the thread is awake anyway
+
+    def _run(self) -> None:
+        socket = process_context().socket(zmq.DEALER)
+        socket.routing_id = self._routing_id
+        socket.set_hwm(0)
+        socket.reconnect_ivl = 5  # the hub binds just after it has started its first worker
+        socket.connect(self._endpoint)
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._wake_receiver, zmq.POLLIN)
+        while True:
+            poller.poll()
+            try:
+                os.read(self._wake_receiver, 4096)
+            except BlockingIOError:
+                pass
+            self._send_outbox(socket)
+            self._receive(socket)
+            if self._closing and not self._outbox:
+                socket.close(linger=1000)
+                return
+
+    def _send_outbox(self, socket: zmq.Socket[bytes]) -> None:
+        while self._outbox:
+            outgoing = self._outbox.popleft()
+            kind, body = encode_control(outgoing.message)
+            _core.send_message(socket, kind, body, outgoing.buffers, tracker=outgoing.tracker)
+            if outgoing.sent is not None:
+                outgoing.sent.set()
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                received = _core.recv(socket)
+                if received is None:
+                    return
+                if isinstance(received, _core.Batch):
+                    raise ProtocolError("a batch from the hub")
+                self._handle(decode_control(received), received.buffers)
+            except ProtocolError as error:
+                logger.warning("message dropped: %s", error)
+
+    def _handle(self, message: ControlMessage, buffers: list[memoryview]) -> None:
+        if isinstance(message, Blob):
+            self._blobs[message.digest] = bytes(buffers[0])
+        elif isinstance(message, Run):
+            self.jobs.put((message, split_payloads(message.counts, buffers)))
+        elif isinstance(message, Stop):
+            self.jobs.put(None)
+        else:
+            raise ProtocolError(f"unexpected {type(message).__name__} from the hub")
+
+
+def main(config_json: str) -> None:
+    """Run a worker until the hub says stop. Called by the process's bootstrap code.
+
+    Args:
+        config_json: ``endpoint``, ``routing_id``, ``parent_pid``, ``runtime_folder``, ``executor``.
+    """
+    config = json.loads(config_json)
+    watch_parent(config["parent_pid"], config["runtime_folder"])
+    module_name, _, name = config["executor"].partition(":")
+    connection = HubConnection(config["endpoint"], config["routing_id"].encode())
+    job_id = b""
+
+    def notify(topic: str, data: bytes) -> None:
+        connection.post(Note(job_id, topic), [data])
+
+    executor: Executor = getattr(importlib.import_module(module_name), name)(notify)
+    connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
+    while (job := connection.jobs.get()) is not None:
+        run, payloads = job
+        job_id = run.job_id
+        _run_job(connection, executor, run, payloads)
+        del job, payloads
+    executor.close()
+    connection.close()
+
+
+def _run_job(
+    connection: HubConnection, executor: Executor, run: Run, payloads: list[Payload]
+) -> None:
+    try:
+        result = executor.run(connection.blob(run.code), connection.blob(run.context), payloads)
+    except BaseException as error:
+        # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
+        message = error.message if isinstance(error, WorkerError) else str(error)
+        connection.post(
+            Failed(run.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
+        )
+        return
+    counts, buffers = join_payloads(result)
+    done = Done(run.job_id, counts)
+    if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
+        # The next job may change what this one returned: the buffers must be out by then.
+        connection.post_and_wait(done, buffers)
+    else:
+        connection.post(done, buffers)

@@ -1,0 +1,118 @@
+"""The command line: its verbs, its errors and what it imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import zfast
+
+_MAIN = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
+
+
+def run_zfast(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command, after some Python of the test's own."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{before}\n{_MAIN}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_help_names_the_verbs() -> None:
+    done = run_zfast("--help")
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+    assert done.stderr == ""
+
+
+def test_without_a_verb_it_helps() -> None:
+    done = run_zfast()
+    assert done.returncode == 0
+    assert "Usage: zfast COMMAND" in done.stdout
+
+
+def test_version() -> None:
+    done = run_zfast("--version")
+    assert (done.returncode, done.stdout) == (0, f"{zfast.__version__}\n")
+
+
+def test_help_of_demo_lists_its_options() -> None:
+    done = run_zfast("demo", "--help")
+    assert done.returncode == 0
+    for option in ("--scale", "--workers", "--runner", "--input", "--output", "--json"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dmeo"], 'Unknown command "dmeo"'),
+        (["demo", "--sclae", "2"], "--sclae"),
+        (["demo", "--scale", "0"], "Must be >= 1"),
+        (["demo", "--scale", "-3"], "Must be >= 1"),
+        (["demo", "--scale", "two"], "--scale"),
+        (["demo", "--workers", "0"], "Must be >= 1"),
+        (["demo", "--runner", "dask"], "Choose from"),
+    ],
+)
+def test_a_wrong_command_line_exits_2(arguments: list[str], message: str) -> None:
+    done = run_zfast(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("package", ["cyclopts", "rich"])
+def test_a_missing_extra_is_one_clear_line(package: str) -> None:
+    done = run_zfast("--help", before=f"import sys; sys.modules[{package!r}] = None")
+    assert done.returncode == 1
+    assert done.stderr == (f"zfast: the command line needs {package}: pip install 'zfast[cli]'\n")
+
+
+def test_demo_without_its_packages_names_them() -> None:
+    hide = (
+        "import importlib.util as util; find = util.find_spec;"
+        "util.find_spec = lambda name, *rest: None if name == 'matplotlib' else find(name, *rest)"
+    )
+    done = run_zfast("demo", before=hide)
+    assert done.returncode == 1
+    assert "the demo needs matplotlib" in done.stderr
+    assert "pip install 'zfast[demo]'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["demo", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    report = (
+        "import atexit, sys; heavy = ('prefect', 'pandas', 'numpy', 'zmq', 'matplotlib');"
+        "atexit.register(lambda: print('imported', [n for n in heavy if n in sys.modules]))"
+    )
+    done = run_zfast(*arguments, before=report)
+    assert done.returncode == 0
+    assert "imported []" in done.stdout
+
+
+def test_an_error_of_ours_shows_message_detail_and_hint() -> None:
+    fail = (
+        "import zfast.cli.app as app; from zfast.errors import ConfigError\n"
+        "def fail(): raise ConfigError('it [broke]', detail='the cause', hint='mend it')\n"
+        "app.app.command(fail, name='fail')"
+    )
+    done = run_zfast("fail", before=fail)
+    assert done.returncode == 1
+    assert done.stderr == "zfast: it [broke]\nthe cause\nhint: mend it\n"
+
+
+def test_ctrl_c_exits_130() -> None:
+    interrupt = (
+        "import zfast.cli.app as app\n"
+        "def stop(): raise KeyboardInterrupt\n"
+        "app.app.command(stop, name='stop')"
+    )
+    done = run_zfast("stop", before=interrupt)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -1,0 +1,240 @@
+"""The compiled core on real sockets: what is copied, what is lent, and when it is let go."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import resource
+import signal
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import zmq
+
+from zfast import _core
+from zfast.errors import ProtocolError, TransportError
+
+
+@pytest.fixture
+def open_socket():
+    """Opens sockets of one context, and closes them."""
+    sockets = []
+    with zmq.Context() as context:
+
+        def open_socket(socket_type):
+            sockets.append(context.socket(socket_type))
+            return sockets[-1]
+
+        yield open_socket
+        for socket in sockets:
+            socket.close(linger=0)
+
+
+@pytest.fixture(params=["inproc", "ipc", "tcp"])
+def pair(request, open_socket, tmp_path):
+    """A PUSH and a PULL, connected over each transport."""
+    push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
+    address = {"inproc": "inproc://pair", "ipc": f"ipc://{tmp_path}/s", "tcp": "tcp://127.0.0.1:*"}
+    pull.bind(address[request.param])
+    push.connect(pull.last_endpoint.rstrip(b"\0").decode())
+    return push, pull
+
+
+def receive(socket):
+    assert _core.poll(socket, _core.POLLIN, 10)
+    return _core.recv(socket)
+
+
+def until(condition, timeout=10.0):
+    """Wait for something that another thread does, and that nothing signals."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_small_and_large_buffers_arrive_whole(pair):
+    push, pull = pair
+    large = np.arange(100_000, dtype=np.float64)
+    assert _core.send_message(push, 9, b"body", [b"small", large, b""], flags=2, request_id=7)
+    message = receive(pull)
+    assert (message.kind, message.flags, message.request_id) == (9, 2, 7)
+    assert bytes(message.body) == b"body"
+    assert bytes(message.buffers[0]) == b"small"
+    np.testing.assert_array_equal(np.frombuffer(message.buffers[1]), large)
+    assert bytes(message.buffers[2]) == b""
+    assert all(buffer.readonly for buffer in message.buffers)
+
+
+def test_a_large_buffer_is_lent_and_given_back(pair):
+    push, pull = pair
+    large = bytearray(b"x" * 300_000)
+    tracker = _core.SendTracker()
+    assert _core.send_message(push, 1, b"", [large], tracker=tracker)
+    with pytest.raises(BufferError):
+        large.append(0)  # lent: it cannot move
+    message = receive(pull)
+    assert bytes(message.buffers[0]) == bytes(large)
+    del message
+    assert tracker.wait(10)
+    assert tracker.done
+    until(lambda: _core.lent_buffers() == 0)
+    large.append(0)
+
+
+def test_over_inproc_the_receiver_holds_the_senders_memory(open_socket):
+    pull, push = open_socket(zmq.PULL), open_socket(zmq.PUSH)
+    pull.bind("inproc://shared")
+    push.connect("inproc://shared")
+    large = np.zeros(100_000)
+    tracker = _core.SendTracker()
+    _core.send_message(push, 1, b"", [large], tracker=tracker)
+    message = receive(pull)
+    assert np.shares_memory(np.frombuffer(message.buffers[0]), large)
+    assert not tracker.wait(0.05)
+    del message
+    assert tracker.wait(10)
+
+
+def test_copy_leaves_the_buffer_with_the_sender(pair):
+    push, pull = pair
+    large = bytearray(b"x" * 300_000)
+    _core.send_message(push, 1, b"", [large], copy=True)
+    large[:] = b"y" * len(large)
+    assert bytes(receive(pull).buffers[0]) == b"x" * len(large)
+
+
+def test_an_idle_sender_pins_nothing(pair):
+    push, pull = pair
+
+    class Traced(bytearray):
+        pass
+
+    released = threading.Event()
+    large = Traced(b"x" * 300_000)
+    weakref.finalize(large, released.set)
+    _core.send_message(push, 1, b"", [large])
+    del large
+    receive(pull)
+    # Nobody calls into the core again: the reaper must have released it.
+    assert released.wait(10)
+
+
+def test_sending_without_a_peer_says_so_and_lends_nothing(open_socket):
+    push = open_socket(zmq.PUSH)
+    large = bytearray(300_000)
+    assert not _core.send_message(push, 1, b"", [large])
+    assert _core.send_batch(push, [b"a"]) == 0
+    until(lambda: _core.lent_buffers() == 0)
+    large.append(0)
+
+
+def test_receiving_when_nothing_is_there_says_so(pair):
+    _, pull = pair
+    assert _core.recv(pull) is None
+    assert _core.poll(pull, _core.POLLIN, 0.01) == 0
+
+
+def test_an_unknown_routing_id_is_a_transport_error(open_socket):
+    router = open_socket(zmq.ROUTER)
+    router.router_mandatory = True
+    router.bind("inproc://router")
+    with pytest.raises(TransportError) as caught:
+        _core.send_message(router, 1, b"", routing_id=b"nobody")
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_garbage_from_a_peer_is_refused_and_the_next_message_read(pair):
+    push, pull = pair
+    push.send_multipart([b"GET / HTTP/1.1", b"x" * 100])
+    _core.send_message(push, 1, b"ok")
+    with pytest.raises(ProtocolError):
+        receive(pull)
+    assert bytes(receive(pull).body) == b"ok"
+
+
+def test_batches_end_where_told(pair):
+    push, pull = pair
+    items = [bytes([i]) * 10 for i in range(10)]
+    assert _core.send_batch(push, items, max_count=3) == 3
+    assert _core.send_batch(push, items, 3, max_nbytes=25) == 2
+    assert _core.send_batch(push, items, 5, max_nbytes=1) == 1
+    assert [len(receive(pull)) for _ in range(3)] == [3, 2, 1]
+
+
+def test_a_closed_socket_is_refused(open_socket):
+    push = open_socket(zmq.PUSH)
+    push.close()
+    with pytest.raises(TransportError, match="closed"):
+        _core.send_message(push, 1, b"")
+
+
+def test_a_non_contiguous_buffer_is_refused_before_anything_is_sent(pair):
+    push, pull = pair
+    with pytest.raises((BufferError, ValueError)):  # NumPy's is a ValueError
+        _core.send_message(push, 1, b"", [np.zeros((10, 10))[:, ::2]])
+    assert _core.recv(pull) is None
+
+
+def test_a_forked_child_is_refused_the_parents_socket(pair):
+    push, _ = pair
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _core.send_message(push, 1, b"")
+            os.write(writer, b"sent")
+        except TransportError:
+            os.write(writer, b"refused")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 100) == b"refused"
+    os.close(reader)
+    os.waitpid(pid, 0)
+
+
+def test_a_signal_handler_runs_while_polling(pair):
+    _, pull = pair
+    seen = threading.Event()
+    previous = signal.signal(signal.SIGUSR1, lambda *_: seen.set())
+    try:
+        main_thread = threading.main_thread().ident
+
+        def interrupt():
+            time.sleep(0.1)
+            signal.pthread_kill(main_thread, signal.SIGUSR1)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        _core.poll(pull, _core.POLLIN, 0.5)
+        thread.join()
+        assert seen.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_ten_thousand_messages_leak_nothing(pair):
+    push, pull = pair
+    large = bytearray(70_000)
+    small = [b"x" * 64] * 100
+
+    def exchange(count):
+        for _ in range(count):
+            _core.send_message(push, 1, b"body", [large, b"inline"])
+            receive(pull)
+            _core.send_batch(push, small)
+            receive(pull)
+        gc.collect()
+
+    exchange(1000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    exchange(10_000)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    # 10,000 leaked frames would be 700 MB.
+    assert grown_kib < 16 * 1024
+    until(lambda: _core.lent_buffers() == 0)
