@@ -59,8 +59,12 @@ def demo(
     from zfast.demo.workloads import flights_workload, table_workload
 
     check_folder(output)
-    workload = flights_workload(scale or DEFAULT_SCALE) if input is None else table_workload(input)
     with StepProgress() as progress:
+        if input is None:
+            workload = flights_workload(scale or DEFAULT_SCALE)
+        else:
+            progress.step(f"reading {input}")
+            workload = table_workload(input)
         # Once each, in the order given.
         comparison = compare(
             workload, list(dict.fromkeys(runner or get_args(Runner))), workers, progress

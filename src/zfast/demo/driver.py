@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zfast.errors import ConfigError, ZfastError
-
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
@@ -45,20 +43,11 @@ class Outcome:
         start_s: When the flow was called, on the host's monotonic clock.
         end_s: When it returned.
         answer: What it returned, as JSON has it.
-        error: Class, message, detail and hint, if a task raised one of zfast's errors.
     """
 
     start_s: float
     end_s: float
-    answer: Any = None
-    error: tuple[str, str, str | None, str | None] | None = None
-
-    def raise_error(self) -> None:
-        """Raise the error, if there is one."""
-        if self.error is not None:
-            kind, message, detail, hint = self.error
-            error_class = ConfigError if kind == ConfigError.__name__ else ZfastError
-            raise error_class(message, detail=detail, hint=hint)
+    answer: Any
 
 
 def _task_runner(order: Order) -> TaskRunner[Any]:
@@ -85,13 +74,8 @@ def _run(order: Order) -> Outcome:
             value.fn = timed(value.fn, Path(order.bodies_path))
     flow = getattr(module, flow_name).with_options(task_runner=_task_runner(order))
     start_s = time.monotonic()
-    try:
-        answer = flow(**order.parameters)
-    except ZfastError as error:
-        end_s = time.monotonic()
-        culprit = (type(error).__name__, error.message, error.detail, error.hint)
-        return Outcome(start_s, end_s, error=culprit)
-    return Outcome(start_s, time.monotonic(), answer=_plain(answer))
+    answer = flow(**order.parameters)
+    return Outcome(start_s, time.monotonic(), _plain(answer))
 
 
 def _plain(value: Any) -> Any:

@@ -8,8 +8,6 @@ import pandas as pd
 
 from zfast.errors import ConfigError
 
-_HEAD_ROWS = 1000
-
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a whole file and keep its numeric columns.
@@ -17,19 +15,10 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         ConfigError: It is missing, empty, of an unknown kind, cannot be read, or holds no number.
     """
-    return _numeric_columns(path, _read(path, n_rows=None))
+    return _numeric_columns(path, _read(path))
 
 
-def check_table(path: Path) -> None:
-    """Fail early, and cheaply, as ``read_table`` would: look at the head of the file only.
-
-    Raises:
-        ConfigError: As ``read_table``.
-    """
-    _numeric_columns(path, _read(path, n_rows=_HEAD_ROWS))
-
-
-def _read(path: Path, *, n_rows: int | None) -> pd.DataFrame:
+def _read(path: Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     if kind not in (".parquet", ".csv"):
         raise ConfigError(
@@ -42,9 +31,7 @@ def _read(path: Path, *, n_rows: int | None) -> pd.DataFrame:
     try:
         if path.stat().st_size == 0:
             raise _empty(path)
-        if kind == ".csv":
-            return pd.read_csv(path, nrows=n_rows)
-        return pd.read_parquet(path) if n_rows is None else _parquet_head(path, n_rows)
+        return pd.read_csv(path) if kind == ".csv" else pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise _empty(path) from None
     # pyarrow's errors are ValueError, OSError or NotImplementedError as well.
@@ -56,16 +43,6 @@ def _read(path: Path, *, n_rows: int | None) -> pd.DataFrame:
             detail=str(error),
             hint="check that it opens with pandas",
         ) from error
-
-
-def _parquet_head(path: Path, n_rows: int) -> pd.DataFrame:
-    import pyarrow
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        batches = [batch for batch, _ in zip(file.iter_batches(n_rows), range(1), strict=False)]
-        frame: pd.DataFrame = pyarrow.Table.from_batches(batches, file.schema_arrow).to_pandas()
-    return frame
 
 
 def _numeric_columns(path: Path, frame: pd.DataFrame) -> pd.DataFrame:

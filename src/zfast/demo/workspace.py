@@ -19,7 +19,7 @@ from zfast.errors import ZfastError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LOG_TAIL_LINES = 15
+_LOG_TAIL_LINES = 30
 _STOP_TIMEOUT_S = 10
 
 
