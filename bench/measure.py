@@ -54,14 +54,14 @@ def measure_in_turns(
                 peers[name] = open_peer()
             except UnavailablePeerError as error:
                 measurements[name].unavailable = str(error)
-            except Exception:
-                measurements[name].lost = traceback.format_exc(limit=-3)
+            except Exception as error:
+                measurements[name].lost = _describe(error)
         for i in range(-warmup_rounds, rounds):
             for name in _rotated(list(peers), i):
                 try:
                     durations = peers[name].round()
-                except Exception:
-                    measurements[name].lost = traceback.format_exc(limit=-3)
+                except Exception as error:
+                    measurements[name].lost = _describe(error)
                     peers.pop(name).close()
                     continue
                 if i >= 0:
@@ -72,6 +72,12 @@ def measure_in_turns(
         for peer in peers.values():
             peer.close()
     return measurements
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong on the first line, then where."""
+    where = "".join(traceback.format_tb(error.__traceback__)[-2:])
+    return f"{error or type(error).__name__}\n{where}"
 
 
 def _rotated(names: Sequence[str], by: int) -> list[str]:

@@ -75,7 +75,7 @@ class PeerProcess:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise PeerError(self._describe("has ended")) from None
+            raise PeerError(self._describe_end()) from None
 
     def answer(self, timeout: float = 120.0) -> dict[str, Any]:
         """Wait for its next line."""
@@ -84,7 +84,7 @@ class PeerProcess:
             raise PeerError(self._describe(f"did not answer in {timeout:.0f} s"))
         line = self._process.stdout.readline()
         if not line:
-            raise PeerError(self._describe("has ended"))
+            raise PeerError(self._describe_end())
         return dict(json.loads(line))
 
     def close(self) -> None:
@@ -103,6 +103,11 @@ class PeerProcess:
         self._selector.close()
         process.stdout.close()
         self._log.close()
+
+    def _describe_end(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        return self._describe(f"has ended with status {self._process.returncode}")
 
     def _describe(self, what: str) -> str:
         self._log.seek(0)

@@ -17,8 +17,8 @@ def print_report(run: Run, console: Console) -> None:
         console.print(_table(group))
     console.print(machine_line(run.machine), style="dim", highlight=False)
     console.print(
-        "Times are medians of rounds taken in turns with the other peers of the group; the ratio "
-        "is the reference's median over the row's, with the quartiles of the ratio pass by pass.",
+        "Peers take turns, one round each in a pass. Times are medians of the rounds. The ratio is the "
+        "reference's time over the row's in the same pass: its median and its quartiles.",
         style="dim",
     )
 
@@ -42,8 +42,7 @@ def _table(group: Group) -> Table:
     reasons: list[str] = []
     for peer, reason in group.lost.items():
         table.add_row(peer, "lost", style="red")
-        *_, last_line = ["no reason given", *reason.strip().splitlines()]
-        reasons.append(f"{peer}: {last_line}")
+        reasons.append(f"{peer}: {reason.splitlines()[0]}")
     # Text: what a peer said is not markup.
     table.caption = Text("; ".join(reasons)) if reasons else None
     return table

@@ -48,17 +48,22 @@ class Group:
         return next((row for row in self.rows if row.peer == self.reference), None)
 
     def speedup(self, row: Row) -> float | None:
-        """How many times faster than the reference: the ratio of the medians."""
-        reference = self.reference_row
-        return reference.median / row.median if reference else None
+        """How many times faster than the reference: the median over the passes."""
+        speedups = self._speedups(row)
+        return median(speedups) if speedups else None
 
     def speedup_spread(self, row: Row) -> tuple[float, float] | None:
-        """Quartiles of the ratio pass by pass, in which drift of the machine cancels out."""
+        """Quartiles of the same."""
+        speedups = self._speedups(row)
+        return spread(speedups) if speedups else None
+
+    def _speedups(self, row: Row) -> list[float]:
+        # Pass by pass: what slows the machine for a while slows both rounds of a pass.
         reference = self.reference_row
-        if reference is None or len(reference.durations) != len(row.durations):
-            return None
+        if reference is None:
+            return []
         pairs = zip(reference.durations, row.durations, strict=True)
-        return spread([theirs / ours for theirs, ours in pairs])
+        return [theirs / ours for theirs, ours in pairs]
 
 
 @dataclass

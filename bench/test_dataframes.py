@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.benchmark(timer=replay_clock.now), pytest.mark.timeout
         (1, 0),
         pytest.param(10, 0, marks=pytest.mark.same_code),
         pytest.param(100, 0, marks=pytest.mark.same_code),
-        (100, 8),
+        pytest.param(100, 8, marks=pytest.mark.same_code),
     ],
 )
 def test_dataframes(

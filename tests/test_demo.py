@@ -19,8 +19,10 @@ import psutil
 import pytest
 
 from zfast.cli.app import run
+from zfast.cli.progress import StepProgress
 from zfast.demo import server
 from zfast.demo.bodies import Body, shortest_s
+from zfast.demo.comparison import Workload, compare
 from zfast.demo.server import prefect_environment
 from zfast.demo.workspace import Workspace
 from zfast.errors import ZfastError
@@ -178,6 +180,22 @@ def test_a_server_that_does_not_start_shows_what_it_said(
     ):
         pass
     assert caught.value.detail == "no such database"
+    assert leftovers([], temp_folder, within_s=0) == []
+
+
+def test_a_flow_that_fails_shows_the_first_error(
+    monkeypatch: pytest.MonkeyPatch, temp_folder: Path, prefect_api: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setattr(tempfile, "tempdir", str(temp_folder))
+    no_years = {"n_years": 0}
+    workload = Workload("zfast.demo.flow:flight_delays", no_years, no_years, "no flights")
+    with StepProgress() as progress, pytest.raises(ZfastError) as caught:
+        compare(workload, ["zfast"], 2, progress)
+    assert caught.value.message == "the flow failed on ThreadPoolTaskRunner: status 1"
+    assert caught.value.detail is not None
+    assert "No objects to concatenate" in caught.value.detail
+    assert "Task run 'load_" in caught.value.detail
     assert leftovers([], temp_folder, within_s=0) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -160,8 +161,10 @@ def _run(
     status = driver.returncode
     workspace.stop(driver)
     if status != 0:
+        cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise ZfastError(
-            f"the flow failed on {RUNNER_NAMES[order.runner]}", detail=workspace.log_tail(name)
+            f"the flow failed on {RUNNER_NAMES[order.runner]}: {cause}",
+            detail=workspace.log_errors(name),
         )
     outcome = Outcome(**json.loads(Path(order.outcome_path).read_text()))
     bodies = read_bodies(Path(order.bodies_path))

@@ -58,24 +58,24 @@ def as_json(comparison: Comparison, picture: Path) -> str:
 
 
 def _figures(comparison: Comparison) -> Table:
-    table = Table(title=comparison.title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=comparison.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task runner", no_wrap=True)
     for heading in (
-        "wall clock",
-        "first task",
-        "tasks' code",
-        "lost",
-        "handed over",
-        "peak memory",
+        "wall clock, s",
+        "first task, s",
+        "tasks' code, s",
+        "lost, s",
+        "handed over, GB",
+        "peak memory, GB",
     ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for run in comparison.runs:
         seconds = (run.wall_s, run.first_task_s, run.bodies_s, run.lost_s)
         nbytes = (run.handed_nbytes, run.peak_memory_nbytes)
         table.add_row(
             RUNNER_NAMES[run.runner],
-            *(f"{value:.2f} s" for value in seconds),
-            *(_size(value) for value in nbytes),
+            *(f"{value:.2f}" for value in seconds),
+            *(f"{value / 1e9:.3g}" for value in nbytes),
         )
     return table
 
@@ -96,7 +96,3 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
     return "" if value is None else str(value)
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"

@@ -19,7 +19,8 @@ from zfast.errors import ZfastError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LOG_TAIL_LINES = 30
+_LOG_TAIL_LINES = 15
+_LOG_ERRORS = 5
 _STOP_TIMEOUT_S = 10
 
 
@@ -79,8 +80,13 @@ class Workspace:
 
     def log_tail(self, name: str) -> str:
         """The last lines of a process's output."""
-        lines = self._log_path(name).read_text(errors="replace").strip().splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:]) or "it printed nothing"
+        return "\n".join(self._log_lines(name)[-_LOG_TAIL_LINES:]) or "it printed nothing"
+
+    def log_errors(self, name: str) -> str:
+        """The first errors that Prefect logged in a process: what follows comes of them."""
+        lines = self._log_lines(name)
+        errors = [line for line in lines if "| ERROR " in line or "| CRITICAL " in line]
+        return "\n".join(errors[:_LOG_ERRORS]) or self.log_tail(name)
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +103,9 @@ class Workspace:
         for process in self._processes:
             self._kill(process)
         self._sweeper.wait()
+
+    def _log_lines(self, name: str) -> list[str]:
+        return self._log_path(name).read_text(errors="replace").strip().splitlines()
 
     def _log_path(self, name: str) -> Path:
         return self.folder / f"{name}.log"

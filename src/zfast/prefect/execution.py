@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, TypedDict, cast
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from prefect.tasks import Task
 from zfast.codec import Payload, decode, encode
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.forwarding import flush_forwarded_events, forward_logs_and_events
+from zfast.prefect.references import resolve_references
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -51,14 +53,8 @@ class TaskExecutor:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
-        states: dict[int, State[Any]] = {}
-
-        def load_state(index: Any) -> State[Any]:
-            if index not in states:
-                states[index] = decode(payloads[1 + index])
-            return states[index]
-
-        call: Call = decode(payloads[0], persistent_load=load_state)
+        upstream = [cache(partial(decode, payload)) for payload in payloads[1:]]
+        call: Call = decode(payloads[0], persistent_load=resolve_references(upstream))
         state = self._run_task(task, call)
         flush_forwarded_events()
         return [_encode_state(state)]

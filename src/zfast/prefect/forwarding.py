@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Callable
-from typing import Any
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import Event
 from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+if TYPE_CHECKING:
+    from prefect.tasks import Task
 
 logger = logging.getLogger("zfast.prefect")
 
@@ -67,14 +71,27 @@ class NoteForwarder:
         """Drop what is kept of a task run that has ended."""
         self._last_events.pop(job_id, None)
 
-    def report_crash(self, job_id: bytes, state: State[Any]) -> None:
-        """Tell the API that a task run, which spoke last through its worker, crashed.
+    def report_crash(self, job_id: bytes, state: State[Any], task: Task[Any, Any]) -> None:
+        """Tell the API that a task run crashed, whose own engine did not live to say so."""
+        self._context.run(self._emit_crash, UUID(bytes=job_id), state, task)
 
-        A run that had not said anything yet is unknown to the API, and stays so.
-        """
-        last = self._last_events.get(job_id)
-        if last is not None:
-            self._context.run(self._send_event, job_id, _crash_event(last, state))
+    def _emit_crash(self, task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
+        last = self._last_events.get(task_run_id.bytes)
+        if last is None:  # it died before its first word
+            task_run = TaskRun(
+                id=task_run_id,
+                name=f"{task.name}-{task_run_id.hex[-3:]}",
+                task_key=task.task_key,
+                dynamic_key=str(task_run_id),
+                tags=list(task.tags),
+            )
+            before = None
+        else:
+            task_run = TaskRun.model_validate({**last.payload["task_run"], "id": task_run_id})
+            before = State[Any].model_validate(
+                {key: last.payload["validated_state"][key] for key in ("type", "name", "message")}
+            )
+        emit_task_run_state_change_event(task_run, before, state, follows=last)
 
     def _forward(self, job_id: bytes, topic: str, data: memoryview) -> None:
         if topic == LOG:
@@ -88,39 +105,3 @@ class NoteForwarder:
         if event.resource.id == f"prefect.task-run.{UUID(bytes=job_id)}":
             self._last_events[job_id] = event
         EventsWorker.instance().send(event)
-
-
-def _crash_event(last: Event, state: State[Any]) -> Event:
-    """The state change that the task run's own engine did not live to emit."""
-    before = last.payload.get("validated_state") or {}
-    after = {
-        "type": state.type.value,
-        "name": state.name,
-        "message": state.message,
-        "state_details": before.get("state_details", {}),
-        "data": None,
-    }
-    resource = dict(last.resource.root)
-    resource |= {
-        "prefect.state-name": state.name or "",
-        "prefect.state-type": state.type.value,
-        "prefect.state-message": state.message or "",
-        "prefect.state-timestamp": state.timestamp.isoformat(),
-    }
-    return Event.model_validate(
-        {
-            "id": uuid4(),
-            "occurred": state.timestamp,
-            "event": f"prefect.task-run.{state.name}",
-            "resource": resource,
-            "related": [dict(related.root) for related in last.related],
-            "payload": {
-                **last.payload,
-                "intended": {"from": before.get("type"), "to": state.type.value},
-                "initial_state": {key: before.get(key) for key in ("type", "name", "message")}
-                | {"state_details": before.get("state_details", {})},
-                "validated_state": after,
-            },
-            "follows": last.id,
-        }
-    )

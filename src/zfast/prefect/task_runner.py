@@ -6,9 +6,9 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner
 from zfast.codec import Payload, decode, encode
 from zfast.errors import ConfigError, WorkerError, ZfastError
 from zfast.prefect.forwarding import NoteForwarder
+from zfast.prefect.references import make_references
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub, Job, JobCancelledError, Outcome
 
@@ -39,6 +40,13 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         super().__init__(task_run_id, concurrent.futures.Future())
         #: The final State as it came from the worker: tasks that need it get these very frames.
         self.state_payload: Payload | None = None
+
+    @property
+    def state(self) -> State[Any]:
+        """The task run's state: its final one once it has ended, else what the API knows."""
+        if self.wrapped_future.done():
+            return cast("State[Any]", self.wrapped_future.result())
+        return super().state
 
     def settle(self, state: State[Any], payload: Payload | None = None) -> None:
         """Complete the future with its final state."""
@@ -177,9 +185,10 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 hub=hub,
                 forwarder=forwarder,
                 future=future,
+                task=task,
                 code=shipper.ship_task(task),
                 context=shipper.ship_context(),
-                call=_snapshot(encode(call, persistent_id=_references(upstream))),
+                call=_snapshot(encode(call, persistent_id=make_references(upstream))),
                 upstream=upstream,
             )
         except ZfastError as error:
@@ -213,6 +222,7 @@ class _Submission:
         hub: Hub,
         forwarder: NoteForwarder,
         future: ZfastFuture,
+        task: Task[Any, Any],
         code: bytes,
         context: bytes,
         call: Payload,
@@ -221,6 +231,7 @@ class _Submission:
         self._hub = hub
         self._forwarder = forwarder
         self._future = future
+        self._task = task
         self._code = code
         self._context = context
         self._call = call
@@ -259,7 +270,7 @@ class _Submission:
                 self._future.settle(Cancelled(message=str(outcome)))
             elif isinstance(outcome, WorkerError):
                 state = _crashed(str(outcome), outcome)
-                self._forwarder.report_crash(job_id, state)
+                self._forwarder.report_crash(job_id, state, self._task)
                 self._future.settle(state)
             else:
                 self._future.settle(decode(outcome[0]), outcome[0])
@@ -271,21 +282,6 @@ class _Submission:
 
 def _crashed(message: str, error: BaseException) -> State[Any]:
     return Crashed(message=message, data=error)
-
-
-def _references(upstream: list[PrefectFuture[Any]]) -> Callable[[object], int | None]:
-    """A ``persistent_id`` that puts futures on ``upstream`` and their index in their place."""
-    indices: dict[int, int] = {}
-
-    def persistent_id(value: object) -> int | None:
-        if not isinstance(value, PrefectFuture):
-            return None
-        if id(value) not in indices:
-            indices[id(value)] = len(upstream)
-            upstream.append(value)
-        return indices[id(value)]
-
-    return persistent_id
 
 
 def _snapshot(payload: Payload) -> Payload:
