@@ -17,8 +17,8 @@ def print_report(run: Run, console: Console) -> None:
         console.print(_table(group))
     console.print(machine_line(run.machine), style="dim", highlight=False)
     console.print(
-        "Peers take turns, one round each in a pass. Times are medians of the rounds. The ratio is the "
-        "reference's time over the row's in the same pass: its median and its quartiles.",
+        "Peers take turns, one round each in a pass. Times are medians of the rounds. The ratio is "
+        "the reference's time over the row's in the same pass: its median and its quartiles.",
         style="dim",
     )
 

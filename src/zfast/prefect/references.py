@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.utilities.annotations import BaseAnnotation
 
-Reference = int | tuple[type[BaseAnnotation[Any]], Any]
+Reference = int | tuple[type[BaseAnnotation], Any]
 
 
 def make_references(upstream: list[PrefectFuture[Any]]) -> Callable[[object], Reference | None]:

@@ -1,0 +1,264 @@
+"""The hub and its worker processes, without Prefect: deaths, strangers, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import zmq
+
+from zfast.codec import decode, encode
+from zfast.errors import WorkerDiedError
+from zfast.runner.hub import Hub, Job, JobCancelledError, JobFailedError
+
+TESTS = Path(__file__).parent
+
+
+class Jobs:
+    """Submits functions to a hub and waits for what becomes of them."""
+
+    def __init__(self, hub):
+        self.hub = hub
+        self._blob = hub.add_blob(b"no code")
+
+    def submit(self, function, argument=None):
+        outcome = queue.SimpleQueue()
+        payloads = [encode(function), encode(argument)]
+        self.hub.submit(Job(uuid.uuid4().bytes, self._blob, self._blob, payloads, outcome.put))
+        return outcome
+
+    def run(self, function, argument=None):
+        return self.value(self.submit(function, argument))
+
+    @staticmethod
+    def value(outcome):
+        result = outcome.get(timeout=60)
+        if isinstance(result, Exception):
+            raise result
+        return decode(result[0])
+
+
+@pytest.fixture
+def notes():
+    return []
+
+
+@pytest.fixture
+def runtime_root(tmp_path, monkeypatch):
+    """Where hubs make their folders, short enough for a socket's path."""
+    root = tempfile.mkdtemp(prefix="zf")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", root)
+    yield Path(root)
+    assert list(Path(root).iterdir()) == []
+    os.rmdir(root)
+
+
+@pytest.fixture
+def jobs(runtime_root, notes, monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS))
+    hub = Hub(
+        max_workers=2,
+        executor="hub_executor:FunctionExecutor",
+        environment={"ZFAST_TEST": "yes"},
+        on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
+    )
+    jobs = Jobs(hub)
+    yield jobs
+    pids = hub.worker_pids
+    hub.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def gone(pids, paths, timeout=5.0):
+    """Whether processes and paths are gone within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not any(_runs(pid) for pid in pids) and not any(Path(p).exists() for p in paths):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _runs(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_a_job_runs_in_a_worker_with_its_environment(jobs, notes):
+    def work(argument, notify):
+        notify("topic", b"note")
+        return os.getpid(), os.environ["ZFAST_TEST"], argument
+
+    pid, variable, argument = jobs.run(work, {"a": bytes(100_000)})
+    assert pid in jobs.hub.worker_pids
+    assert variable == "yes"
+    assert argument == {"a": bytes(100_000)}
+    assert notes == [("topic", b"note")]
+
+
+def test_workers_are_started_as_needed_and_kept(jobs):
+    pids = {jobs.run(lambda *_: os.getpid()) for _ in range(5)}
+    assert len(pids) == 1
+    outcomes = [jobs.submit(lambda *_: (time.sleep(0.3), os.getpid())[1]) for _ in range(6)]
+    assert len({jobs.value(outcome) for outcome in outcomes}) == 2
+
+
+def test_an_error_in_a_job_has_its_traceback(jobs):
+    def work(*_):
+        raise ValueError("broken")
+
+    with pytest.raises(JobFailedError, match="ValueError: broken") as caught:
+        jobs.run(work)
+    assert "in work" in caught.value.detail
+
+
+def test_a_killed_worker_fails_its_job_within_a_moment_and_is_replaced(jobs):
+    pid = jobs.run(lambda *_: os.getpid())
+    outcome = jobs.submit(lambda *_: time.sleep(60))
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
+        jobs.value(outcome)
+    assert time.monotonic() - killed < 2
+    assert jobs.run(lambda *_: os.getpid()) != pid
+
+
+def test_a_result_sent_just_before_death_counts(jobs):
+    def work(_, notify):
+        import threading
+
+        threading.Thread(target=lambda: (time.sleep(0.05), os._exit(1))).start()
+        return "done"
+
+    for _ in range(3):
+        assert jobs.run(work) == "done"
+        time.sleep(0.1)
+
+
+def test_an_idle_worker_that_dies_is_not_given_work(jobs):
+    pid = jobs.run(lambda *_: os.getpid())
+    os.kill(pid, signal.SIGKILL)
+    assert gone([pid], [])
+    assert jobs.run(lambda *_: os.getpid()) != pid
+
+
+def test_a_grandchild_that_outlives_its_worker_hides_no_death(jobs):
+    def work(*_):
+        if os.fork() == 0:
+            time.sleep(3)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    started = time.monotonic()
+    with pytest.raises(WorkerDiedError):
+        jobs.run(work)
+    assert time.monotonic() - started < 3
+
+
+def test_closing_waits_for_what_runs_and_takes_back_the_rest(jobs):
+    jobs.run(lambda *_: None)
+    outcomes = [jobs.submit(lambda *_: time.sleep(0.5) or "ran") for _ in range(5)]
+    time.sleep(0.2)
+    jobs.hub.close()
+    results = [outcome.get(timeout=1) for outcome in outcomes]
+    taken_back = [r for r in results if isinstance(r, JobCancelledError)]
+    assert len(taken_back) >= 3
+    assert [decode(r[0]) for r in results if r not in taken_back] == ["ran"] * (5 - len(taken_back))
+    with pytest.raises(JobCancelledError, match="closed"):
+        jobs.run(lambda *_: None)
+
+
+def test_the_socket_is_in_a_private_folder(jobs, runtime_root):
+    jobs.run(lambda *_: None)
+    (folder,) = runtime_root.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "hub.sock").is_socket()
+
+
+def test_strangers_on_the_socket_are_ignored(jobs, runtime_root, caplog):
+    jobs.run(lambda *_: None)
+    (folder,) = runtime_root.iterdir()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.connect(f"ipc://{folder}/hub.sock")
+        stranger.send_multipart([b"garbage"])
+        stranger.send_multipart([b"ZFST\x09" + bytes(100)])
+        stranger.send(b"")
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(folder / "hub.sock"))
+            raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert [jobs.run(lambda x, _: x, i) for i in range(20)] == list(range(20))
+    assert "message dropped" in caplog.text
+
+
+DRIVER = """
+    import os, sys, time
+    sys.path.insert(0, {tests!r})
+    import test_hub
+    from zfast.runner.hub import Hub
+    hub = Hub(max_workers=2, executor="hub_executor:FunctionExecutor", environment={{}},
+              on_note=lambda *_: None)
+    jobs = test_hub.Jobs(hub)
+    def work(what, _):
+        (what and sum(range(10 ** 11))) or None
+        return os.getpid()
+    jobs.run(work, False)
+    # one worker deep in a computation that holds the interpreter, one idle
+    busy = jobs.submit(work, True)
+    print(*hub.worker_pids, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_is_killed_leaves_nothing(runtime_root, how):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(DRIVER.format(tests=str(TESTS)))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    pids = [int(pid) for pid in driver.stdout.readline().split()]
+    assert pids
+    time.sleep(0.3)
+    driver.send_signal(how)
+    driver.wait(timeout=10)
+    driver.stdout.close()
+    assert gone(pids, runtime_root.iterdir())
+
+
+@pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.3, 0.5])
+def test_a_driver_killed_while_it_starts_workers_leaves_nothing(runtime_root, delay_s):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(DRIVER.format(tests=str(TESTS)))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not list(runtime_root.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    driver.kill()
+    driver.wait()
+    (folder,) = [*runtime_root.iterdir()] or [runtime_root / "gone"]
+    if not gone([], [folder]):
+        # Killed before its first worker could run: the next hub sweeps.
+        assert not (folder / "hub.sock").exists()
+        hub = Hub(max_workers=1, executor="x:y", environment={}, on_note=lambda *_: None)
+        hub.close()
+        assert not folder.exists()
