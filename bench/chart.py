@@ -82,7 +82,9 @@ def _draw_group(axis: Axes, group: Group) -> None:
         labels.append(peer)
     speedups = [speedup for _, speedup in bars]
     # Room on the right for the text of the longest bar.
-    low, high = min(0.5, *speedups) * 0.8, max(2.0, *speedups)
+    spreads = [group.speedup_spread(row) or (1.0, 1.0) for row in group.rows]
+    low = min(0.5, *speedups, *(first for first, _ in spreads)) * 0.8
+    high = max(2.0, *speedups)
     axis.set_xscale("log")
     axis.set_xlim(low, high * (high / low) ** 0.75)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)

@@ -9,9 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.rows import Group, Row, Run, describe_machine, format_ratio, format_seconds, machine_line
+from bench.rows import (
+    Group,
+    Row,
+    Run,
+    describe_machine,
+    format_ratio,
+    format_seconds,
+    machine_line,
+    spread,
+)
 
 SIGNIFICANT_DIGITS = 5
+MIN_ROUNDS = 4
 
 
 def save_baseline(source: Path, target: Path) -> None:
@@ -50,15 +60,15 @@ def save_baseline(source: Path, target: Path) -> None:
     target.write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
 
 
-def verdict(before: Row, now: Row) -> str:
-    """ "faster" or "slower" only where the middle halves of the two runs' rounds lie apart."""
-    if len(before.durations) < 4 or len(now.durations) < 4:
+def verdict(before: list[float], now: list[float]) -> str:
+    """Judge two runs' speedups: a change is one only if their middle halves lie apart."""
+    if len(before) < MIN_ROUNDS or len(now) < MIN_ROUNDS:
         return "too few rounds"
-    before_low, before_high = before.quartiles
-    now_low, now_high = now.quartiles
-    if now_high < before_low:
-        return "faster"
+    before_low, before_high = spread(before)
+    now_low, now_high = spread(now)
     if now_low > before_high:
+        return "faster"
+    if now_high < before_low:
         return "slower"
     return "within noise"
 
@@ -92,10 +102,15 @@ def _add_rows(table: Table, before: Group, now: Group) -> None:
         ratio_old, ratio_new = (_ratio(group, row) for group, row in ((before, old), (now, new)))
         if old is None or new is None:
             times = [format_seconds(row.median) if row else "–" for row in (old, new)]
-            said = "new" if old is None else "lost"
+            said = "new" if old is None else "lost" if peer in now.lost else "not run"
             table.add_row(now.name, peer, *times, "–", ratio_old, ratio_new, said)
             continue
-        said = "not the same work" if old.work != new.work else verdict(old, new)
+        said = verdict(before.speedups(old), now.speedups(new))
+        if old.work != new.work:
+            said = "not the same work"
+        elif peer == now.reference:
+            # Its time shows how the machine differed; by definition its ratio does not.
+            said = "reference"
         table.add_row(
             now.name,
             peer,

@@ -49,15 +49,16 @@ class Group:
 
     def speedup(self, row: Row) -> float | None:
         """How many times faster than the reference: the median over the passes."""
-        speedups = self._speedups(row)
+        speedups = self.speedups(row)
         return median(speedups) if speedups else None
 
     def speedup_spread(self, row: Row) -> tuple[float, float] | None:
         """Quartiles of the same."""
-        speedups = self._speedups(row)
+        speedups = self.speedups(row)
         return spread(speedups) if speedups else None
 
-    def _speedups(self, row: Row) -> list[float]:
+    def speedups(self, row: Row) -> list[float]:
+        """The same, pass by pass; empty if the reference was lost."""
         # Pass by pass: what slows the machine for a while slows both rounds of a pass.
         reference = self.reference_row
         if reference is None:
