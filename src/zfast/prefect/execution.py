@@ -19,8 +19,8 @@ from prefect.tasks import Task
 
 from zfast.codec import Payload, decode, encode
 from zfast.errors import CodecError, WorkerError
-from zfast.prefect.forwarding import flush_forwarded_events, forward_logs_and_events
 from zfast.prefect.references import resolve_references
+from zfast.prefect.reporting import flush_events, forward_logs
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -44,7 +44,7 @@ class TaskExecutor:
     """
 
     def __init__(self, notify: Callable[[str, bytes], None]) -> None:
-        forward_logs_and_events(notify)
+        forward_logs(notify)
         self._tasks: dict[bytes, Task[Any, Any]] = {}
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
@@ -56,8 +56,9 @@ class TaskExecutor:
         upstream = [cache(partial(decode, payload)) for payload in payloads[1:]]
         call: Call = decode(payloads[0], persistent_load=resolve_references(upstream))
         state = self._run_task(task, call)
-        flush_forwarded_events()
-        return [_encode_state(state)]
+        payload = _encode_state(state)
+        flush_events()
+        return [payload]
 
     def close(self) -> None:
         """Leave the hydrated context."""

@@ -20,8 +20,8 @@ from prefect.task_runners import TaskRunner
 
 from zfast.codec import Payload, decode, encode
 from zfast.errors import ConfigError, WorkerError, ZfastError
-from zfast.prefect.forwarding import NoteForwarder
 from zfast.prefect.references import make_references
+from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub, Job, JobCancelledError, Outcome
 
@@ -90,7 +90,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         self._lock = threading.Lock()
         self._hub: Hub | None = None
         self._shipper: Shipper | None = None
-        self._forwarder: NoteForwarder | None = None
+        self._reporter: Reporter | None = None
 
     @property
     def name(self) -> str:
@@ -132,9 +132,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         traceback: TracebackType | None,
     ) -> None:
         self._family.discard(self)
-        hub = self._hub
-        if hub is not None:
-            hub.close()
+        if self._hub is not None and self._reporter is not None:
+            self._hub.close()
+            self._reporter.close()
         self._reset()
         super().__exit__(exc_type, exc_value, traceback)
 
@@ -170,7 +170,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             raise RuntimeError("The task runner must be started before submitting work.")
         from prefect._internal.uuid7 import uuid7
 
-        hub, shipper, forwarder = self._start()
+        hub, shipper, reporter = self._start()
         future = ZfastFuture(uuid7())
         upstream: list[PrefectFuture[Any]] = []
         call: Call = {
@@ -183,7 +183,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         try:
             submission = _Submission(
                 hub=hub,
-                forwarder=forwarder,
+                reporter=reporter,
                 future=future,
                 task=task,
                 code=shipper.ship_task(task),
@@ -199,18 +199,18 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         submission.start()
         return future
 
-    def _start(self) -> tuple[Hub, Shipper, NoteForwarder]:
+    def _start(self) -> tuple[Hub, Shipper, Reporter]:
         with self._lock:
-            if self._hub is None or self._shipper is None or self._forwarder is None:
-                self._forwarder = NoteForwarder()
+            if self._hub is None or self._shipper is None or self._reporter is None:
+                self._reporter = Reporter()
                 self._hub = Hub(
                     max_workers=self._max_workers or _default_max_workers(),
                     executor="zfast.prefect.execution:TaskExecutor",
                     environment=child_environment(),
-                    on_note=self._forwarder,
+                    on_note=self._reporter.forward,
                 )
                 self._shipper = Shipper(self._hub.add_blob)
-            return self._hub, self._shipper, self._forwarder
+            return self._hub, self._shipper, self._reporter
 
 
 class _Submission:
@@ -220,7 +220,7 @@ class _Submission:
         self,
         *,
         hub: Hub,
-        forwarder: NoteForwarder,
+        reporter: Reporter,
         future: ZfastFuture,
         task: Task[Any, Any],
         code: bytes,
@@ -229,7 +229,7 @@ class _Submission:
         upstream: list[PrefectFuture[Any]],
     ) -> None:
         self._hub = hub
-        self._forwarder = forwarder
+        self._reporter = reporter
         self._future = future
         self._task = task
         self._code = code
@@ -264,20 +264,17 @@ class _Submission:
         self._hub.submit(job)
 
     def _done(self, outcome: Outcome) -> None:
-        job_id = self._future.task_run_id.bytes
         try:
             if isinstance(outcome, JobCancelledError):
                 self._future.settle(Cancelled(message=str(outcome)))
             elif isinstance(outcome, WorkerError):
                 state = _crashed(str(outcome), outcome)
-                self._forwarder.report_crash(job_id, state, self._task)
+                self._reporter.report_crash(self._future.task_run_id, state, self._task)
                 self._future.settle(state)
             else:
                 self._future.settle(decode(outcome[0]), outcome[0])
         except Exception as error:
             self._future.settle(_crashed(f"The result cannot be decoded: {error}", error))
-        finally:
-            self._forwarder.forget(job_id)
 
 
 def _crashed(message: str, error: BaseException) -> State[Any]:

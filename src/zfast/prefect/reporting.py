@@ -1,0 +1,118 @@
+"""What Prefect's API is told: by workers for their task runs, by the driver for those that died.
+
+A worker sends its task runs' events to the API itself; the driver need not see them. Its logs go
+through the driver, so that the last words before a death arrive.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import ObjectNotFound
+from prefect.logging.handlers import APILogWorker, set_api_log_sink
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+if TYPE_CHECKING:
+    from prefect.tasks import Task
+
+logger = logging.getLogger("zfast.prefect")
+
+LOG = "log"
+#: The API learns of a task run from events, a moment after they were sent: wait for it so long.
+FIND_TASK_RUN_S = 3.0
+#: Leaving the runner waits so long for reports under way.
+CLOSE_S = 10.0
+
+
+def forward_logs(notify: Callable[[str, bytes], None]) -> None:
+    """In a worker: turn this process's API logs into notes to the hub."""
+    set_api_log_sink(lambda log: notify(LOG, msgspec.json.encode(log)))
+
+
+def flush_events() -> None:
+    """In a worker: wait until every event emitted so far was sent to the API."""
+    EventsWorker.instance().wait_until_empty()
+
+
+class Reporter:
+    """In the driver: sends workers' logs on, and reports the task runs of workers that died.
+
+    It works in copies of the context it is made in, where Prefect finds the flow run's settings.
+    Threads: ``forward`` and ``report_crash`` from the hub's, ``close`` from any.
+    """
+
+    def __init__(self) -> None:
+        self._context = contextvars.copy_context()
+        self._reports: list[threading.Thread] = []
+
+    def forward(self, _: bytes, topic: str, data: memoryview) -> None:
+        """Forward a worker's note."""
+        if topic == LOG:
+            self._context.run(_send_log, data)
+        else:
+            logger.warning("a worker sent a note on the unknown topic %r", topic)
+
+    def report_crash(self, task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
+        """Tell the API that a task run crashed, whose own engine did not live to say so."""
+        report = threading.Thread(
+            target=contextvars.Context.run,
+            args=(self._context.copy(), _report_crash, task_run_id, state, task),
+            name="zfast-crash-report",
+            daemon=True,
+        )
+        self._reports = [thread for thread in self._reports if thread.is_alive()] + [report]
+        report.start()
+
+    def close(self) -> None:
+        """Wait for reports under way."""
+        deadline = time.monotonic() + CLOSE_S
+        for report in self._reports:
+            report.join(max(0.0, deadline - time.monotonic()))
+
+
+def _send_log(data: memoryview) -> None:
+    APILogWorker.instance().send(msgspec.json.decode(data))
+
+
+def _report_crash(task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
+    try:
+        task_run = _find_task_run(task_run_id) or _describe_task_run(task_run_id, task)
+        emit_task_run_state_change_event(task_run, task_run.state, state)
+    except Exception:
+        logger.exception("the API was not told that task run %s crashed", task_run_id)
+
+
+def _find_task_run(task_run_id: UUID) -> TaskRun | None:
+    deadline = time.monotonic() + FIND_TASK_RUN_S
+    with get_client(sync_client=True) as client:
+        while True:
+            try:
+                return client.read_task_run(task_run_id)
+            except ObjectNotFound:
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(0.1)
+
+
+def _describe_task_run(task_run_id: UUID, task: Task[Any, Any]) -> TaskRun:
+    """A task run that died before its first word."""
+    context = FlowRunContext.get()
+    return TaskRun(
+        id=task_run_id,
+        name=f"{task.name}-{task_run_id.hex[-3:]}",
+        flow_run_id=context.flow_run.id if context and context.flow_run else None,
+        task_key=task.task_key,
+        dynamic_key=str(task_run_id),
+        tags=list(task.tags),
+    )
