@@ -19,7 +19,8 @@ import zmq
 
 from zfast.codec import decode, encode
 from zfast.errors import WorkerDiedError
-from zfast.runner.hub import Hub, Job, JobCancelledError, JobFailedError
+from zfast.runner.hub import Hub
+from zfast.runner.job import Job, JobCancelledError, JobFailedError
 
 TESTS = Path(__file__).parent
 
@@ -239,7 +240,7 @@ def test_a_driver_that_is_killed_leaves_nothing(runtime_root, how):
     driver.send_signal(how)
     driver.wait(timeout=10)
     driver.stdout.close()
-    assert gone(pids, runtime_root.iterdir())
+    assert gone(pids, list(runtime_root.iterdir()))
 
 
 @pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.3, 0.5])

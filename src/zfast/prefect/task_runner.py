@@ -23,7 +23,8 @@ from zfast.errors import ConfigError, WorkerError, ZfastError
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
-from zfast.runner.hub import Hub, Job, JobCancelledError, Outcome
+from zfast.runner.hub import Hub
+from zfast.runner.job import Job, JobCancelledError, Outcome
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput

@@ -10,12 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import zmq
 
 from zfast import _core
-from zfast.codec import Payload
 from zfast.context import process_context
 from zfast.errors import (
     ProtocolError,
@@ -24,6 +22,8 @@ from zfast.errors import (
     WorkerError,
     WorkerStartError,
 )
+from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
+from zfast.runner.pool import WorkerPool
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
     Blob,
@@ -44,47 +44,10 @@ from zfast.runner.worker_process import WorkerConfig, WorkerProcess
 
 logger = logging.getLogger("zfast.runner")
 
-#: After a worker's death, what it had sent before is still read for so long.
-LAST_WORDS_S = 0.05
 #: A worker that was told to stop, and has nothing to do, is killed after so long.
 STOP_GRACE_S = 5.0
 #: After so many workers in a row died before they were ready, the hub gives up.
 MAX_FAILED_STARTS = 3
-#: Where the system has no pidfd, deaths are looked for so often.
-LOOK_FOR_DEATHS_S = 0.1
-
-
-class JobCancelledError(WorkerError):
-    """The job was taken back before a worker started it."""
-
-
-class JobFailedError(WorkerError):
-    """A worker could not run the job or send its result; ``detail`` has the remote traceback."""
-
-    def __init__(self, error_type: str, message: str, traceback: str) -> None:
-        super().__init__(f"{error_type}: {message}", detail=traceback)
-        self.error_type = error_type
-
-
-Outcome = list[Payload] | WorkerError
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Job:
-    """Work for one worker.
-
-    Attributes:
-        job_id: 16 bytes, unique.
-        code, context: Digests of blobs the hub was given.
-        payloads: What the executor gets; their buffers must not change.
-        on_done: Called once, on the hub's thread, with the result's payloads or what went wrong.
-    """
-
-    job_id: bytes
-    code: bytes
-    context: bytes
-    payloads: list[Payload]
-    on_done: Callable[[Outcome], None]
 
 
 class Hub:
@@ -109,21 +72,19 @@ class Hub:
         environment: Mapping[str, str],
         on_note: Callable[[bytes, str, memoryview], None],
     ) -> None:
-        self._max_workers = max_workers
         self._on_note = on_note
         self._folder = RuntimeFolder()
-        self._config = WorkerConfig(
+        self._poller = zmq.Poller()
+        config = WorkerConfig(
             endpoint=self._folder.endpoint,
             runtime_folder=str(self._folder.path),
             executor=executor,
             environment=dict(environment),
             sys_path=[os.path.abspath(entry) for entry in sys.path],
         )
+        self._pool = WorkerPool(config, max_workers, self._poller)
         self._blobs: dict[bytes, bytes] = {}
         self._queue: deque[Job] = deque()
-        self._workers: dict[bytes, WorkerProcess] = {}
-        self._dying: list[tuple[float, WorkerProcess]] = []
-        self._n_started = 0
         self._failed_starts = 0
         self._closing = False
         self._stop_deadline = float("inf")
@@ -161,7 +122,7 @@ class Hub:
     @property
     def worker_pids(self) -> list[int]:
         """Pids of the workers that live, for tests and statistics."""
-        return [worker.process.pid for worker in list(self._workers.values())]
+        return [worker.process.pid for worker in self._pool]
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
@@ -182,12 +143,11 @@ class Hub:
         socket.set_hwm(0)  # bounded by one job a worker
         self._socket: zmq.Socket[bytes] = socket
         self._bound = False
-        self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._wake_receiver, zmq.POLLIN)
         error: WorkerError | None = None
         try:
-            while not (self._closing and not self._workers and not self._dying):
+            while not (self._closing and not self._pool):
                 self._poller.poll(self._poll_timeout_ms())
                 self._turn()
         except BaseException as failure:
@@ -203,18 +163,17 @@ class Hub:
             pass
         self._run_commands()
         self._receive()
-        self._look_for_deaths()
-        self._bury()
+        for worker in self._pool.bury():
+            self._mourn(worker)
         self._dispatch()
         if self._closing:
             self._stop_idle_workers()
 
     def _end(self, error: WorkerError) -> None:
-        for worker in [*self._workers.values(), *(worker for _, worker in self._dying)]:
-            worker.kill()
+        self._pool.kill()
+        for worker in self._pool:
             worker.release()
-            self._settle(worker, error)
-        self._workers.clear()
+            worker.settle(error)
         self._fail_queue(error)
         self._socket.close(linger=0)
         self._folder.remove()
@@ -226,12 +185,10 @@ class Hub:
         self._run_commands()
 
     def _poll_timeout_ms(self) -> int | None:
-        until = [at for at, _ in self._dying]
-        if self._stop_deadline != float("inf"):
-            until.append(self._stop_deadline)
-        if any(worker.pidfd is None for worker in self._workers.values()):
-            until.append(time.monotonic() + LOOK_FOR_DEATHS_S)
-        return int(max(0.0, min(until) - time.monotonic()) * 1000) + 1 if until else None
+        until = min(self._pool.next_look, self._stop_deadline)
+        if until == float("inf"):
+            return None
+        return int(max(0.0, until - time.monotonic()) * 1000) + 1
 
     def _run_commands(self) -> None:
         while self._commands:
@@ -243,7 +200,7 @@ class Hub:
 
     def _enqueue(self, job: Job) -> None:
         if self._closing:
-            _settle_job(job, JobCancelledError("the task runner is closed"))
+            job.settle(JobCancelledError("the task runner is closed"))
         else:
             self._queue.append(job)
 
@@ -252,7 +209,7 @@ class Hub:
 
     def _fail_queue(self, error: WorkerError) -> None:
         while self._queue:
-            _settle_job(self._queue.popleft(), error)
+            self._queue.popleft().settle(error)
 
     def _begin_closing(self) -> None:
         if not self._closing:
@@ -262,30 +219,18 @@ class Hub:
     # ---- workers -----------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        idle = [worker for worker in self._workers.values() if worker.idle]
+        idle = self._pool.idle
         while self._queue and idle:
             self._give(idle.pop(), self._queue.popleft())
-        starting = sum(not worker.ready for worker in self._workers.values())
-        for _ in range(min(len(self._queue) - starting, self._max_workers - len(self._workers))):
-            self._start_worker()
-
-    def _start_worker(self) -> None:
-        self._n_started += 1
-        routing_id = f"worker-{self._n_started}".encode()
         try:
-            worker = WorkerProcess.start(self._config, routing_id)
-            # Bound only now: from here on there is a worker to remove the socket if we die.
-            if not self._bound:
-                self._socket.bind(self._config.endpoint)
-                self._bound = True
-        except (OSError, zmq.ZMQError) as error:
-            self._fail_queue(
-                WorkerStartError(f"cannot start a worker process: {error.strerror or error}")
-            )
-            return
-        self._workers[routing_id] = worker
-        if worker.pidfd is not None:
-            self._poller.register(worker.pidfd, zmq.POLLIN)
+            for _ in range(self._pool.missing(len(self._queue))):
+                self._pool.start_worker()
+                # Bound only now: from here on there is a worker to remove the socket if we die.
+                if not self._bound:
+                    self._socket.bind(self._folder.endpoint)
+                    self._bound = True
+        except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
+            self._fail_queue(WorkerStartError(f"cannot start a worker process: {error.strerror}"))
 
     def _give(self, worker: WorkerProcess, job: Job) -> None:
         worker.job = job
@@ -315,7 +260,7 @@ class Hub:
                 received = _core.recv(self._socket, routed=True)
                 if received is None:
                     return
-                worker = self._workers.get(received.routing_id or b"")
+                worker = self._pool.get(received.routing_id)
                 if worker is None or isinstance(received, _core.Batch):
                     raise ProtocolError(f"a message from {received.routing_id!r}, not a worker")
                 self._handle(worker, decode_control(received), received.buffers)
@@ -343,44 +288,20 @@ class Hub:
                 else JobFailedError(message.error_type, message.message, message.traceback)
             )
             worker.job = None
-            _settle_job(job, outcome)
+            job.settle(outcome)
         else:
             raise ProtocolError(f"unexpected {type(message).__name__} from {worker.process.pid}")
 
-    def _look_for_deaths(self) -> None:
-        for worker in [w for w in self._workers.values() if w.exited]:
-            if all(worker is not dying for _, dying in self._dying):
-                if worker.pidfd is not None:
-                    self._poller.unregister(worker.pidfd)
-                self._dying.append((time.monotonic() + LAST_WORDS_S, worker))
-                worker.stopping = True
-
-    def _bury(self) -> None:
-        now = time.monotonic()
-        for at, worker in list(self._dying):
-            # Nothing is owed by a worker without a job: no need to wait for its last words.
-            if at > now and worker.job is not None:
-                continue
-            self._dying.remove((at, worker))
-            self._workers.pop(worker.routing_id, None)
-            worker.release()
-            self._settle(
-                worker,
-                WorkerDiedError(
-                    f"the worker process {worker.process.pid} died while it ran the task: "
-                    f"{worker.cause_of_death}",
-                    hint="is it short of memory, or did the task end its own process?",
-                ),
+    def _mourn(self, worker: WorkerProcess) -> None:
+        worker.settle(
+            WorkerDiedError(
+                f"the worker process {worker.process.pid} died while it ran the task: "
+                f"{worker.cause_of_death}",
+                hint="is it short of memory, or did the task end its own process?",
             )
-            if not worker.ready and not self._closing:
-                self._count_failed_start(worker)
-
-    def _settle(self, worker: WorkerProcess, error: WorkerError) -> None:
-        if worker.job is not None:
-            job, worker.job = worker.job, None
-            _settle_job(job, error)
-
-    def _count_failed_start(self, worker: WorkerProcess) -> None:
+        )
+        if worker.ready or self._closing:
+            return
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._fail_queue(
@@ -393,20 +314,14 @@ class Hub:
             self._failed_starts = 0
 
     def _stop_idle_workers(self) -> None:
-        if self._stop_deadline == float("inf") and not any(w.job for w in self._workers.values()):
+        if self._stop_deadline == float("inf") and not any(worker.job for worker in self._pool):
             self._stop_deadline = time.monotonic() + STOP_GRACE_S
-        for worker in self._workers.values():
-            if not worker.ready:
+        overdue = time.monotonic() >= self._stop_deadline
+        for worker in self._pool:
+            if overdue or not worker.ready:
                 worker.kill()
             elif worker.idle:
                 worker.stopping = True
                 self._send(worker, Stop())
-            if time.monotonic() >= self._stop_deadline:
-                worker.kill()
-
-
-def _settle_job(job: Job, outcome: Outcome) -> None:
-    try:
-        job.on_done(outcome)
-    except Exception:
-        logger.exception("the result of job %s was not delivered", job.job_id.hex())
+        if overdue:
+            self._stop_deadline = float("inf")  # killed: their deaths wake the hub

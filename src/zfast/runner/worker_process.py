@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zfast.runner.hub import Job
+    from zfast.runner.job import Job, Outcome
 
 # Set first of all, so that neither a module named like one of ours in the working folder nor a
 # relative entry can come before what the driver imports.
@@ -98,6 +98,12 @@ class WorkerProcess:
             except ValueError:
                 return f"killed by signal {-code}"
         return f"exited with status {code}"
+
+    def settle(self, outcome: Outcome) -> None:
+        """End the job it has, if it has one."""
+        if self.job is not None:
+            job, self.job = self.job, None
+            job.settle(outcome)
 
     def kill(self) -> None:
         """End it at once."""
