@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from zfast.codec import decode, encode
-from zfast.errors import WorkerDiedError
+from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
 from zfast.runner.job import Job, JobCancelledError, JobFailedError
 
@@ -182,6 +182,22 @@ def test_closing_waits_for_what_runs_and_takes_back_the_rest(jobs):
     assert [decode(r[0]) for r in results if r not in taken_back] == ["ran"] * (5 - len(taken_back))
     with pytest.raises(JobCancelledError, match="closed"):
         jobs.run(lambda *_: None)
+
+
+def test_a_fork_of_the_driver_harms_nobody(jobs):
+    jobs.run(lambda *_: None)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            jobs.hub.abort()
+            jobs.hub.cancel_pending()
+        except ConfigError:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert jobs.run(lambda x, _: x, 1) == 1
 
 
 def test_the_socket_is_in_a_private_folder(jobs, runtime_root):

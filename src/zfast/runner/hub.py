@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ import zmq
 from zfast import _core
 from zfast.context import process_context
 from zfast.errors import (
+    ConfigError,
     ProtocolError,
     TransportError,
     WorkerDiedError,
@@ -73,6 +75,7 @@ class Hub:
         on_note: Callable[[bytes, str, memoryview], None],
     ) -> None:
         self._on_note = on_note
+        self._pid = os.getpid()
         self._folder = RuntimeFolder()
         self._poller = zmq.Poller()
         config = WorkerConfig(
@@ -96,6 +99,8 @@ class Hub:
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="zfast-hub", daemon=True)
         self._thread.start()
+        # Else the end of the interpreter would stop the thread in the middle of its work.
+        atexit.register(self.abort)
 
     # ---- any thread --------------------------------------------------------------------
 
@@ -116,8 +121,18 @@ class Hub:
     def close(self) -> None:
         """Take back what is queued, wait for what runs, stop the workers. Idempotent."""
         self._command(self._begin_closing)
+        self._join()
+
+    def abort(self) -> None:
+        """Take back what is queued, kill what runs. Idempotent; called at exit if need be."""
+        if self._pid == os.getpid():  # a fork that ends leaves its parent's workers alone
+            self._command(self._kill_all)
+            self._join()
+
+    def _join(self) -> None:
         self._finished.wait()
         self._thread.join()
+        atexit.unregister(self.abort)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -125,6 +140,11 @@ class Hub:
         return [worker.process.pid for worker in self._pool]
 
     def _command(self, command: Callable[[], None]) -> None:
+        if self._pid != os.getpid():
+            raise ConfigError(
+                f"the hub belongs to process {self._pid}, this is its fork {os.getpid()}",
+                hint="submit tasks in the process that runs the flow",
+            )
         self._commands.append(command)
         with self._wake_lock:
             if not self._finished.is_set():
@@ -170,13 +190,14 @@ class Hub:
             self._stop_idle_workers()
 
     def _end(self, error: WorkerError) -> None:
+        # The folder first: should this process be killed now, the workers remove it.
+        self._folder.remove()
         self._pool.kill()
         for worker in self._pool:
             worker.release()
             worker.settle(error)
         self._fail_queue(error)
         self._socket.close(linger=0)
-        self._folder.remove()
         self._closing = True
         with self._wake_lock:  # nobody may write to a descriptor that is somebody else's by then
             self._finished.set()
@@ -215,6 +236,10 @@ class Hub:
         if not self._closing:
             self._closing = True
             self._fail_queue(JobCancelledError("the task runner was closed before it started"))
+
+    def _kill_all(self) -> None:
+        self._begin_closing()
+        self._pool.kill()
 
     # ---- workers -----------------------------------------------------------------------
 
