@@ -46,7 +46,7 @@ class PrefectServer:
         #: What a client needs in its environment before it imports Prefect.
         self.client_env = {**common, "PREFECT_API_URL": self.url}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-        command = [sys.executable, "-m", "prefect", "server", "start", "--no-services"]
+        command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui"]
         with open(home / "server.log", "wb") as log:
             self._process = subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(port)],

@@ -64,7 +64,7 @@ def prefect_environment(workspace: Workspace) -> Iterator[Mapping[str, str]]:
 
 def server_command(port: int) -> list[str]:
     """The command that starts Prefect's server."""
-    options = ["--host", _HOST, "--port", str(port), "--no-services", "--no-ui"]
+    options = ["--host", _HOST, "--port", str(port), "--no-ui"]
     return [sys.executable, "-m", "prefect", "server", "start", *options]
 
 
