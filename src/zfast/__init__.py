@@ -33,6 +33,8 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
+    if name == "_core":  # every import of it in zfast comes by here first
+        return importlib.import_module("zfast._binding").load_core()
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'zfast' has no attribute {name!r}")
