@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -594,3 +596,52 @@ def test_threads_may_submit_at_once():
         for thread in threads:
             thread.join()
     assert sorted(results) == sorted(100 * i + j for i in range(4) for j in range(10))
+
+
+DRIVER = """
+import os, time
+from pathlib import Path
+from prefect import flow, task
+from zfast import ZfastTaskRunner
+
+@task
+def announce_and_sleep(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+@flow(task_runner=ZfastTaskRunner(max_workers=2))
+def sleepy(folder):
+    futures = [announce_and_sleep.submit(f"{folder}/{i}") for i in range(2)]
+    for future in futures:
+        future.result()
+
+sleepy(os.environ["FOLDER"])
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_flow_that_is_killed_leaves_no_worker_and_no_socket(prefect_api, tmp_path, how):
+    runtime_root = tempfile.mkdtemp(prefix="zf")
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": prefect_api,
+        "XDG_RUNTIME_DIR": runtime_root,
+        "FOLDER": str(tmp_path),
+    }
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env=environment, stderr=subprocess.DEVNULL
+    )
+    pids = [int(eventually(lambda i=i: _text(tmp_path / str(i)), 60)) for i in range(2)]
+    driver.send_signal(how)
+    try:
+        driver.wait(timeout=30)
+    finally:
+        driver.kill()
+        driver.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5)
+    eventually(lambda: not list(Path(runtime_root).iterdir()), 5)
+    Path(runtime_root).rmdir()
+
+
+def _text(path):
+    return path.read_text() if path.exists() else None

@@ -72,7 +72,11 @@ class Reporter:
             daemon=True,
         )
         self._reports = [thread for thread in self._reports if thread.is_alive()] + [report]
-        report.start()
+        try:
+            report.start()
+        except RuntimeError:  # the interpreter is on its way out
+            logger.debug("no report that task run %s crashed", task_run_id, exc_info=True)
+            self._reports.remove(report)
 
     def close(self) -> None:
         """Wait for reports under way."""

@@ -134,7 +134,11 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
     ) -> None:
         self._family.discard(self)
         if self._hub is not None and self._reporter is not None:
-            self._hub.close()
+            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs.
+            if exc_type is None or issubclass(exc_type, Exception):
+                self._hub.close()
+            else:
+                self._hub.abort()
             self._reporter.close()
         self._reset()
         super().__exit__(exc_type, exc_value, traceback)

@@ -239,6 +239,8 @@ class Hub:
 
     def _kill_all(self) -> None:
         self._begin_closing()
+        for worker in self._pool:
+            worker.settle(WorkerDiedError("the task was interrupted: its runner was aborted"))
         self._pool.kill()
 
     # ---- workers -----------------------------------------------------------------------
