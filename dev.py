@@ -136,10 +136,10 @@ def source_fingerprint() -> str:
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> int:
-    """Run a program in the foreground; its exit status."""
-    return subprocess.run(
-        [str(part) for part in command], env={**os.environ, **(env or {})}, check=False
-    ).returncode
+    """Run a program in the foreground, the environment's tools on its path; its exit status."""
+    path = f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, **(env or {})}
+    return subprocess.run([str(part) for part in command], env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
