@@ -540,8 +540,10 @@ def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
     assert runner == runner.duplicate() == cloudpickle.loads(cloudpickle.dumps(runner))
     assert runner != ZfastTaskRunner(max_workers=2)
     assert runner.duplicate() is not runner
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="from 1 on"):
         ZfastTaskRunner(max_workers=0)
+    with pytest.raises(ConfigError, match="not '2'"):
+        ZfastTaskRunner(max_workers="2")
 
 
 def test_nothing_starts_before_the_first_submit():

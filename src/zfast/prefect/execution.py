@@ -21,6 +21,7 @@ from zfast.codec import Payload, decode, encode
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
+from zfast.runner.job import Blob
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -49,7 +50,7 @@ class TaskExecutor:
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
 
-    def run(self, code: bytes, context: bytes, payloads: list[Payload]) -> list[Payload]:
+    def run(self, code: Blob, context: Blob, payloads: list[Payload]) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
@@ -64,23 +65,22 @@ class TaskExecutor:
         """Leave the hydrated context."""
         self._hydrated.close()
 
-    def _enter_context(self, context: bytes) -> None:
+    def _enter_context(self, context: Blob) -> None:
         # Hydrating rebuilds settings and SSL contexts, some 70 ms: once per context, not per task.
-        if context is self._context:
+        if context.digest == self._context:
             return
         self._hydrated.close()
         self._context = None
-        self._hydrated.enter_context(hydrated_context(cloudpickle.loads(context)))
+        self._hydrated.enter_context(hydrated_context(cloudpickle.loads(context.data)))
         self._hydrated.enter_context(SyncClientContext.get_or_create())
-        self._context = context
+        self._context = context.digest
 
-    def _load_task(self, code: bytes) -> Task[Any, Any]:
-        key = id(code).to_bytes(8, "little")
-        task = self._tasks.get(key)
+    def _load_task(self, code: Blob) -> Task[Any, Any]:
+        task = self._tasks.get(code.digest)
         if task is None:
             if len(self._tasks) >= MAX_TASK_OBJECTS:
                 self._tasks.clear()
-            task = self._tasks[key] = cloudpickle.loads(code)
+            task = self._tasks[code.digest] = cloudpickle.loads(code.data)
         return task
 
     def _run_task(self, task: Task[Any, Any], call: Call) -> State[Any]:
@@ -119,6 +119,9 @@ def _encode_state(state: State[Any]) -> Payload:
 
 
 def _exception_of(state: State[Any]) -> BaseException | None:
+    """What a run failed with; an exception that a task returns is a value like any other."""
+    if state.is_completed():
+        return None
     data = state.data.result if isinstance(state.data, ResultRecord) else state.data
     return data if isinstance(data, BaseException) else None
 

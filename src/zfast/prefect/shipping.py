@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -11,46 +10,45 @@ from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, ser
 from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
+from zfast.runner.hub import MAX_BLOBS
+from zfast.runner.job import Blob
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
 
 
 class Shipper:
-    """Turns tasks and run contexts into blobs, each once. Threads: any.
+    """Turns tasks and run contexts into blobs. Threads: any."""
 
-    Args:
-        add_blob: Keeps bytes for the workers and gives their digest.
-    """
-
-    def __init__(self, add_blob: Callable[[bytes], bytes]) -> None:
-        self._add_blob = add_blob
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The objects are kept, so that none of their ids can come again for another.
-        self._tasks: dict[int, tuple[Task[Any, Any], bytes]] = {}
-        self._contexts: dict[tuple[int, ...], tuple[tuple[object, ...], bytes]] = {}
+        self._blobs: dict[bytes, Blob] = {}
+        # The contexts are kept, so that none of their ids can come again for another.
+        self._contexts: dict[tuple[int, ...], tuple[tuple[object, ...], Blob]] = {}
 
-    def ship_task(self, task: Task[Any, Any]) -> bytes:
-        """The digest of a task's code, as it is at its first submit.
+    def ship_task(self, task: Task[Any, Any]) -> Blob:
+        """A task's code as it is now, with the globals and variables that it closes over.
+
+        It is pickled each time, since those may have changed, and sent if they have.
 
         Raises:
             CodecError: The task cannot be pickled.
         """
+        try:
+            blob = Blob.of(cloudpickle.dumps(task))
+        except Exception as error:
+            raise CodecError(
+                f"task {task.name!r} cannot be pickled: {error}",
+                hint="keep locks, sockets and open files out of its closure",
+            ) from error
         with self._lock:
-            known = self._tasks.get(id(task))
-            if known is None:
-                try:
-                    known = task, self._add_blob(cloudpickle.dumps(task))
-                except Exception as error:
-                    raise CodecError(
-                        f"task {task.name!r} cannot be pickled: {error}",
-                        hint="keep locks, sockets and open files out of its closure",
-                    ) from error
-                self._tasks[id(task)] = known
-            return known[1]
+            # One copy for all the jobs in the queue.
+            if len(self._blobs) >= MAX_BLOBS:
+                self._blobs.clear()
+            return self._blobs.setdefault(blob.digest, blob)
 
-    def ship_context(self) -> bytes:
-        """The digest of the run context that is active now, without its tags.
+    def ship_context(self) -> Blob:
+        """The run context that is active now, without its tags; pickled once.
 
         Raises:
             CodecError: The flow cannot be pickled.
@@ -61,7 +59,7 @@ class Shipper:
             known = self._contexts.get(key)
             if known is None:
                 try:
-                    known = active, self._add_blob(cloudpickle.dumps(_serialize_context()))
+                    known = active, Blob.of(cloudpickle.dumps(_serialize_context()))
                 except Exception as error:
                     raise CodecError(
                         f"the flow run's context cannot be pickled: {error}",

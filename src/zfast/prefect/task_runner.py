@@ -24,7 +24,7 @@ from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub
-from zfast.runner.job import Job, JobCancelledError, Outcome
+from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
@@ -80,8 +80,10 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def __init__(self, max_workers: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if max_workers is not None and max_workers < 1:
-            raise ConfigError(f"max_workers must be at least 1, not {max_workers}")
+        if max_workers is not None and (
+            not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1
+        ):
+            raise ConfigError(f"max_workers must be a whole number from 1 on, not {max_workers!r}")
         self._max_workers = max_workers
         self._reset()
         #: Runners that are running: this one and its duplicates. Prefect cancels the original.
@@ -159,7 +161,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         """Submit a task run; returns at once.
 
         Args:
-            task: The task. Its code is pickled at its first submit in this run of the runner.
+            task: The task. Its code is pickled now, and sent to a worker that does not have it.
             parameters: Its parameters, futures anywhere in them. They are copied now.
             wait_for: Futures that must end well before it starts.
             dependencies: Upstream task runs by parameter, for the API.
@@ -214,7 +216,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                     environment=child_environment(),
                     on_note=self._reporter.forward,
                 )
-                self._shipper = Shipper(self._hub.add_blob)
+                self._shipper = Shipper()
             return self._hub, self._shipper, self._reporter
 
 
@@ -228,8 +230,8 @@ class _Submission:
         reporter: Reporter,
         future: ZfastFuture,
         task: Task[Any, Any],
-        code: bytes,
-        context: bytes,
+        code: Blob,
+        context: Blob,
         call: Payload,
         upstream: list[PrefectFuture[Any]],
     ) -> None:
@@ -273,7 +275,9 @@ class _Submission:
             if isinstance(outcome, JobCancelledError):
                 self._future.settle(Cancelled(message=str(outcome)))
             elif isinstance(outcome, WorkerError):
-                state = _crashed(str(outcome), outcome)
+                # The detail, a remote traceback, stays with the exception.
+                message = f"{outcome.message} – {outcome.hint}" if outcome.hint else outcome.message
+                state = _crashed(message, outcome)
                 self._reporter.report_crash(self._future.task_run_id, state, self._task)
                 self._future.settle(state)
             else:

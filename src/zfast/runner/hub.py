@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import os
 import sys
@@ -28,10 +27,11 @@ from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
 from zfast.runner.pool import WorkerPool
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
-    Blob,
     ControlMessage,
     Done,
     Failed,
+    Forget,
+    Keep,
     Note,
     Ready,
     Run,
@@ -48,6 +48,8 @@ logger = logging.getLogger("zfast.runner")
 
 #: A worker that was told to stop, and has nothing to do, is killed after so long.
 STOP_GRACE_S = 5.0
+#: Blobs that a worker keeps; with one more it starts anew.
+MAX_BLOBS = 256
 #: After so many workers in a row died before they were ready, the hub gives up.
 MAX_FAILED_STARTS = 3
 
@@ -63,7 +65,7 @@ class Hub:
         environment: Variables for the workers, on top of this process's.
         on_note: Called on the hub's thread with the job id, topic and bytes of each note.
 
-    Threads: ``add_blob``, ``submit``, ``cancel_pending`` and ``close`` from any.
+    Threads: ``submit``, ``cancel_pending`` and ``close`` from any.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class Hub:
             sys_path=[os.path.abspath(entry) for entry in sys.path],
         )
         self._pool = WorkerPool(config, max_workers, self._poller)
-        self._blobs: dict[bytes, bytes] = {}
         self._queue: deque[Job] = deque()
         self._failed_starts = 0
         self._closing = False
@@ -103,12 +104,6 @@ class Hub:
         atexit.register(self.abort)
 
     # ---- any thread --------------------------------------------------------------------
-
-    def add_blob(self, data: bytes) -> bytes:
-        """Keep bytes that jobs refer to; their digest. Each worker gets them once."""
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        self._blobs.setdefault(digest, data)
-        return digest
 
     def submit(self, job: Job) -> None:
         """Queue a job; ``job.on_done`` will be called whatever happens."""
@@ -261,12 +256,15 @@ class Hub:
 
     def _give(self, worker: WorkerProcess, job: Job) -> None:
         worker.job = job
-        for digest in (job.code, job.context):
-            if digest not in worker.blobs:
-                worker.blobs.add(digest)
-                self._send(worker, Blob(digest), [self._blobs[digest]])
+        if len(worker.blobs) >= MAX_BLOBS:
+            worker.blobs.clear()
+            self._send(worker, Forget())
+        for blob in (job.code, job.context):
+            if blob.digest not in worker.blobs:
+                worker.blobs.add(blob.digest)
+                self._send(worker, Keep(blob.digest), [blob.data])
         counts, buffers = join_payloads(job.payloads)
-        self._send(worker, Run(job.job_id, job.code, job.context, counts), buffers)
+        self._send(worker, Run(job.job_id, job.code.digest, job.context.digest, counts), buffers)
 
     def _send(
         self,

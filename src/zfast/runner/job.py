@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,20 +28,33 @@ class JobFailedError(WorkerError):
 Outcome = list[Payload] | WorkerError
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that many jobs refer to; a worker gets those of one digest once."""
+
+    digest: bytes
+    data: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        """The blob of some bytes."""
+        return cls(hashlib.blake2b(data, digest_size=16).digest(), data)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Job:
     """Work for one worker.
 
     Attributes:
         job_id: 16 bytes, unique.
-        code, context: Digests of blobs the hub was given.
+        code, context: What the executor gets beside the payloads, sent once to each worker.
         payloads: What the executor gets; their buffers must not change.
         on_done: Called once, on the hub's thread, with the result's payloads or what went wrong.
     """
 
     job_id: bytes
-    code: bytes
-    context: bytes
+    code: Blob
+    context: Blob
     payloads: list[Payload]
     on_done: Callable[[Outcome], None]
 

@@ -31,10 +31,14 @@ class Ready(ControlMessage, frozen=True):
     pid: int
 
 
-class Blob(ControlMessage, frozen=True):
-    """Hub → worker: bytes that jobs refer to, shipped once; buffer 0 holds them."""
+class Keep(ControlMessage, frozen=True):
+    """Hub → worker: the bytes of a blob that jobs will refer to; buffer 0 holds them."""
 
     digest: bytes
+
+
+class Forget(ControlMessage, frozen=True):
+    """Hub → worker: drop every blob; those still needed are sent again."""
 
 
 class Run(ControlMessage, frozen=True):
@@ -73,7 +77,7 @@ class Stop(ControlMessage, frozen=True):
     """Hub → worker: finish what runs, then exit."""
 
 
-_MESSAGES: tuple[type[ControlMessage], ...] = (Ready, Blob, Run, Done, Failed, Note, Stop)
+_MESSAGES: tuple[type[ControlMessage], ...] = (Ready, Keep, Forget, Run, Done, Failed, Note, Stop)
 #: Kinds start well above a channel's, so that one talking to the other is told at once.
 _KINDS = {message: 64 + index for index, message in enumerate(_MESSAGES)}
 _DECODERS = {64 + index: msgspec.msgpack.Decoder(cls) for index, cls in enumerate(_MESSAGES)}

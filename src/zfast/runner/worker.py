@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import sys
 import threading
 import traceback
 from collections import deque
@@ -21,12 +22,14 @@ from zfast._watchdog import watch_parent
 from zfast.codec import Payload
 from zfast.context import process_context
 from zfast.errors import ProtocolError, WorkerError
+from zfast.runner.job import Blob
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
-    Blob,
     ControlMessage,
     Done,
     Failed,
+    Forget,
+    Keep,
     Note,
     Ready,
     Run,
@@ -45,8 +48,8 @@ Notify = Callable[[str, bytes], None]
 class Executor(Protocol):
     """What runs jobs; made once, in the worker's main thread, with a function to send notes."""
 
-    def run(self, code: bytes, context: bytes, payloads: list[Payload]) -> list[Payload]:
-        """Run one job: the blobs it names, its payloads in, the result's payloads out.
+    def run(self, code: Blob, context: Blob, payloads: list[Payload]) -> list[Payload]:
+        """Run one job: its blobs and payloads in, the result's payloads out.
 
         Whatever it raises is told to the hub as the job's failure.
         """
@@ -55,6 +58,16 @@ class Executor(Protocol):
     def close(self) -> None:
         """Called once, before the worker ends in order."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A job as the worker has it. See ``zfast.runner.job.Job``."""
+
+    job_id: bytes
+    code: Blob
+    context: Blob
+    payloads: list[Payload]
 
 
 @dataclass(slots=True)
@@ -83,14 +96,10 @@ class HubConnection:
         os.set_blocking(self._wake_receiver, False)
         os.set_blocking(self._wake_sender, False)
         self._blobs: dict[bytes, bytes] = {}
-        self.jobs: queue.SimpleQueue[tuple[Run, list[Payload]] | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zfast-worker-io", daemon=True)
         self._thread.start()
-
-    def blob(self, digest: bytes) -> bytes:
-        """The blob of that digest; the hub sends it before the first job that names it."""
-        return self._blobs[digest]
 
     def post(
         self, message: ControlMessage, buffers: list[bytes | memoryview] | None = None
@@ -163,10 +172,19 @@ class HubConnection:
                 logger.warning("message dropped: %s", error)
 
     def _handle(self, message: ControlMessage, buffers: list[memoryview]) -> None:
-        if isinstance(message, Blob):
+        if isinstance(message, Keep):
             self._blobs[message.digest] = bytes(buffers[0])
+        elif isinstance(message, Forget):
+            self._blobs = {}
         elif isinstance(message, Run):
-            self.jobs.put((message, split_payloads(message.counts, buffers)))
+            self.jobs.put(
+                Order(
+                    message.job_id,
+                    Blob(message.code, self._blobs[message.code]),
+                    Blob(message.context, self._blobs[message.context]),
+                    split_payloads(message.counts, buffers),
+                )
+            )
         elif isinstance(message, Stop):
             self.jobs.put(None)
         else:
@@ -177,9 +195,12 @@ def main(config_json: str) -> None:
     """Run a worker until the hub says stop. Called by the process's bootstrap code.
 
     Args:
-        config_json: ``endpoint``, ``routing_id``, ``parent_pid``, ``runtime_folder``, ``executor``.
+        config_json: ``endpoint``, ``routing_id``, ``parent_pid``, ``runtime_folder``, ``executor``,
+            ``main_file``.
     """
     config = json.loads(config_json)
+    if config["main_file"]:
+        sys.modules["__main__"].__file__ = config["main_file"]
     watch_parent(config["parent_pid"], config["runtime_folder"])
     module_name, _, name = config["executor"].partition(":")
     connection = HubConnection(config["endpoint"], config["routing_id"].encode())
@@ -190,29 +211,26 @@ def main(config_json: str) -> None:
 
     executor: Executor = getattr(importlib.import_module(module_name), name)(notify)
     connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
-    while (job := connection.jobs.get()) is not None:
-        run, payloads = job
-        job_id = run.job_id
-        _run_job(connection, executor, run, payloads)
-        del job, payloads
+    while (order := connection.jobs.get()) is not None:
+        job_id = order.job_id
+        _run_job(connection, executor, order)
+        del order  # its payloads are not to outlive it while the worker waits
     executor.close()
     connection.close()
 
 
-def _run_job(
-    connection: HubConnection, executor: Executor, run: Run, payloads: list[Payload]
-) -> None:
+def _run_job(connection: HubConnection, executor: Executor, order: Order) -> None:
     try:
-        result = executor.run(connection.blob(run.code), connection.blob(run.context), payloads)
+        result = executor.run(order.code, order.context, order.payloads)
     except BaseException as error:
         # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
         message = error.message if isinstance(error, WorkerError) else str(error)
         connection.post(
-            Failed(run.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
+            Failed(order.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
         )
         return
     counts, buffers = join_payloads(result)
-    done = Done(run.job_id, counts)
+    done = Done(order.job_id, counts)
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
         # The next job may change what this one returned: the buffers must be out by then.
         connection.post_and_wait(done, buffers)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Set first of all, so that neither a module named like one of ours in the working folder nor a
 # relative entry can come before what the driver imports.
 _BOOTSTRAP = (
-    "import sys; sys.path[:] = {sys_path!r}; from zfast.runner.worker import main; main({config!r})"
+    "import sys; sys.path[:] = {sys_path!r}; sys.argv[:] = {argv!r}; "
+    "from zfast.runner.worker import main; main({config!r})"
 )
 
 
@@ -65,8 +66,11 @@ class WorkerProcess:
             "parent_pid": os.getpid(),
             "runtime_folder": config.runtime_folder,
             "executor": config.executor,
+            "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
         }
-        code = _BOOTSTRAP.format(sys_path=list(config.sys_path), config=json.dumps(worker))
+        code = _BOOTSTRAP.format(
+            sys_path=list(config.sys_path), argv=sys.argv, config=json.dumps(worker)
+        )
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         process = subprocess.Popen(
             [sys.executable, *warning_options, "-c", code],

@@ -228,6 +228,8 @@ class FolderStore:
         except FileExistsError:
             return
         except FileNotFoundError:
+            if os.path.isdir(os.path.dirname(path)):
+                raise  # some file systems, such as /proc, say so of what they will not make
             self._make_folder(os.path.dirname(path))
             self._make_folder(path)
             return
