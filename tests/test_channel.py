@@ -385,6 +385,8 @@ def test_an_interrupt_ends_a_wait(ipc):
         ("nonsense", "not an endpoint"),
         ("udp://x:1", "not an endpoint"),
         ("ipc://", "not an endpoint"),
+        ("ipc://relative.sock", "not an absolute path"),
+        (None, "an endpoint is a string"),
         ("ipc:///" + "x" * 200, "longer than"),
         ("tcp://127.0.0.1", "not tcp://host:port"),
         ("tcp://127.0.0.1:70000", "not tcp://host:port"),
@@ -397,6 +399,17 @@ def test_bad_endpoints_are_refused(url, message):
             make(url)
 
 
+def test_bad_arguments_are_refused(ipc):
+    with pytest.raises(ConfigError, match="hwm must be"):
+        Channel.bind(ipc, hwm="3")
+    with Channel.bind(ipc) as channel:
+        for timeout in (-1, "1"):
+            with pytest.raises(ConfigError, match="number of seconds"):
+                channel.recv(timeout=timeout)
+        with pytest.raises(ConfigError, match="a sequence of bytes-like"):
+            channel.send_many(b"abc")
+
+
 def test_plain_tcp_is_for_loopback_only():
     with pytest.raises(ConfigError, match="not a loopback address"):
         Channel.bind("tcp://0.0.0.0:5555", insecure=True)
@@ -405,5 +418,12 @@ def test_plain_tcp_is_for_loopback_only():
 def test_an_endpoint_in_use_is_refused(tmp_path):
     with pytest.raises(TransportError, match="cannot bind"):
         Channel.bind(f"ipc://{tmp_path}/missing/folder/s")
+    with Channel.bind(f"ipc://{tmp_path}/taken") as first:
+        with pytest.raises(TransportError, match="in use"):
+            Channel.bind(first.endpoint)
+        with Channel.connect(first.endpoint) as tx:
+            tx.send(1)
+            assert first.recv(timeout=10) == 1
+    assert not (tmp_path / "taken").exists()
     with Channel.bind("inproc://taken"), pytest.raises(TransportError, match="in use"):
         Channel.bind("inproc://taken")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import socket
 import warnings
 from dataclasses import dataclass
 
@@ -45,11 +47,18 @@ def parse_endpoint(url: str, *, insecure: bool = False) -> Endpoint:
     Raises:
         ConfigError: The endpoint is malformed, or is tcp that nothing protects.
     """
+    if not isinstance(url, str):
+        raise ConfigError(f"an endpoint is a string such as ipc:///path, not {url!r}")
     scheme, separator, address = url.partition("://")
     if not separator or not address or scheme not in ("inproc", "ipc", "tcp"):
         raise ConfigError(
             f"{url!r} is not an endpoint",
             hint="use inproc://name, ipc:///path or tcp://host:port",
+        )
+    if scheme == "ipc" and address[0] not in "/@":
+        raise ConfigError(
+            f"{url!r} is not an absolute path, and would be another one in another folder",
+            hint=f"use ipc://{os.path.abspath(address)}",
         )
     if scheme == "ipc" and len(address.encode()) > IPC_PATH_MAX_NBYTES:
         raise ConfigError(
@@ -60,6 +69,39 @@ def parse_endpoint(url: str, *, insecure: bool = False) -> Endpoint:
     if scheme == "tcp":
         _check_tcp(url, address, insecure)
     return Endpoint(scheme, address)
+
+
+class SocketFile:
+    """The file that binding an ipc endpoint made; libzmq 4.3.5 leaves it behind.
+
+    Args:
+        endpoint: Bound just now; any scheme, the others have no file.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        has_file = endpoint.scheme == "ipc" and not endpoint.address.startswith("@")
+        self._path = endpoint.address if has_file else None
+        self._identity = self._identify()
+
+    def remove(self) -> None:
+        """Remove it, unless another process has bound the path since."""
+        if self._path and self._identity and self._identify() == self._identity:
+            os.unlink(self._path)
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            info = os.stat(self._path) if self._path else None
+        except OSError:
+            return None
+        return (info.st_dev, info.st_ino) if info else None
+
+
+def is_served(endpoint: Endpoint) -> bool:
+    """Whether a process listens on an ipc endpoint; libzmq would take it away from that one."""
+    if endpoint.scheme != "ipc" or endpoint.address.startswith("@"):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(endpoint.address) == 0
 
 
 def _check_tcp(url: str, address: str, insecure: bool) -> None:

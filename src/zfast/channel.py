@@ -133,6 +133,11 @@ class Channel:
         Raises:
             SendTimeoutError: As ``send``; ``detail`` says how many payloads were sent.
         """
+        if isinstance(payloads, (str, bytes, bytearray, memoryview)):
+            raise ConfigError(
+                "send_many takes a sequence of bytes-like payloads, not one",
+                hint="use send() for a single value",
+            )
         items = payloads if isinstance(payloads, list) else list(payloads)
         deadline = Deadline(timeout)
         start = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from zfast.errors import ConfigError
+
 
 class Deadline:
     """A point in time, from a time-out in seconds; None is never."""
@@ -11,6 +13,8 @@ class Deadline:
     __slots__ = ("_at", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
+            raise ConfigError(f"a timeout is a number of seconds from 0 on, or None: {timeout!r}")
         self.timeout = timeout
         self._at = None if timeout is None else time.monotonic() + timeout
 

@@ -16,7 +16,7 @@ from enum import IntEnum
 import zmq
 
 from zfast import _core
-from zfast.addresses import parse_endpoint
+from zfast.addresses import SocketFile, is_served, parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.deadline import Deadline
@@ -79,8 +79,14 @@ class Link:
 
     def __init__(self, url: str, *, bound: bool, hwm: int, insecure: bool) -> None:
         endpoint = parse_endpoint(url, insecure=insecure)
-        if hwm < 1:
-            raise ConfigError(f"hwm must be at least 1 message, not {hwm}")
+        if not isinstance(hwm, int) or hwm < 1:
+            raise ConfigError(f"hwm must be a whole number of messages from 1 on, not {hwm!r}")
+        if bound and is_served(endpoint):
+            raise TransportError(
+                f"cannot bind {endpoint}: Address already in use",
+                errno=errno.EADDRINUSE,
+                hint="another process listens there",
+            )
         self.endpoint = str(endpoint)
         self.bound = bound
         self.inbox: deque[tuple[Peer, _core.Message | _core.Batch]] = deque()
@@ -88,6 +94,7 @@ class Link:
         self._socket = process_context().socket(zmq.ROUTER if bound else zmq.DEALER)
         self._socket.set_hwm(hwm)
         self._socket.linger = 0
+        self._file: SocketFile | None = None
         # Not ZMQ_IMMEDIATE: with it, what a peer said before it closed is lost (libzmq 4.3.5).
         self._connection = None
         if not bound and endpoint.scheme != "inproc":
@@ -96,6 +103,7 @@ class Link:
             if bound:
                 self._socket.router_mandatory = True
                 self._socket.bind(self.endpoint)
+                self._file = SocketFile(endpoint)
                 self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
             else:
                 self._socket.connect(self.endpoint)
@@ -313,6 +321,8 @@ class Link:
         if self._connection is not None:
             self._connection.close()
         self._socket.close(linger=linger_ms)
+        if self._file is not None:
+            self._file.remove()
 
     def _wait_for_acknowledgements(self, deadline: Deadline) -> int:
         while True:
