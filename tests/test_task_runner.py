@@ -213,6 +213,33 @@ def test_parameters_are_what_they_were_at_submit():
     assert run(body) == 0.0
 
 
+def test_what_a_task_closes_over_is_what_it_was_at_submit():
+    threshold = 0
+
+    @task
+    def above(value: int) -> int:
+        return value + threshold
+
+    with ZfastTaskRunner(max_workers=1) as runner:
+        for threshold in (1, 2, 3):
+            assert runner.submit(above, {"value": 10}).result() == 10 + threshold
+
+
+def test_tasks_see_the_drivers_arguments():
+    @task
+    def arguments() -> list[str]:
+        return sys.argv
+
+    with ZfastTaskRunner(max_workers=1) as runner:
+        assert runner.submit(arguments, {}).result() == sys.argv
+
+
+def test_an_exception_as_a_value_is_left_alone():
+    with ZfastTaskRunner(max_workers=1) as runner:
+        value = runner.submit(identity, {"value": ValueError("x")}).result()
+    assert not getattr(value, "__notes__", None)
+
+
 def test_large_frames_pass_from_task_to_task():
     @task
     def double(frame: pd.DataFrame) -> pd.DataFrame:
@@ -458,9 +485,9 @@ def test_states_logs_and_dependencies_reach_the_api():
             found = client.read_logs(
                 LogFilter(flow_run_id=LogFilterFlowRunId(any_=run_ids)), limit=200
             )
-        return found if any("nope" in log.message for log in found) else None
+        return [log for log in found if log.message == "talking about 1"]
 
-    logs = [log for log in eventually(messages) if log.message == "talking about 1"]
+    logs = eventually(messages)
     assert [log.task_run_id for log in logs] == [runs["talk"].id]
 
 
