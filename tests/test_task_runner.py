@@ -611,6 +611,21 @@ def test_cancelling_the_original_reaches_the_running_duplicate():
         assert futures[1].state.name == "Cancelled"
 
 
+def test_a_callback_may_wait_for_another_future():
+    with ZfastTaskRunner(max_workers=1) as runner:
+        first = runner.submit(identity, {"value": 1})
+        results = []
+        called = threading.Event()
+
+        def callback(_):
+            results.append(runner.submit(identity, {"value": 2}).result())
+            called.set()
+
+        first.add_done_callback(callback)
+        assert called.wait(60)
+    assert results == [2]
+
+
 def test_threads_may_submit_at_once():
     with ZfastTaskRunner(max_workers=2) as runner:
         results = []

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from zfast.prefect.execution import Call
 
 
+#: Futures that can be ending at one time; more than one waits only for a callback that blocks.
+MAX_COMPLETIONS = 32
+
+
 class ZfastFuture(PrefectConcurrentFuture[Any]):
     """The future of a task run on a zfast worker. Threads: any."""
 
@@ -94,6 +98,11 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         self._hub: Hub | None = None
         self._shipper: Shipper | None = None
         self._reporter: Reporter | None = None
+        # Futures end here and not on the hub's thread, which a callback of the user's, or the
+        # decoding of a large result, would hold up.
+        self._completions = concurrent.futures.ThreadPoolExecutor(
+            MAX_COMPLETIONS, thread_name_prefix="zfast-completion"
+        )
 
     @property
     def name(self) -> str:
@@ -141,6 +150,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 self._hub.close()
             else:
                 self._hub.abort()
+            self._completions.shutdown()
             self._reporter.close()
         self._reset()
         super().__exit__(exc_type, exc_value, traceback)
@@ -190,6 +200,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         try:
             submission = _Submission(
                 hub=hub,
+                completions=self._completions,
                 reporter=reporter,
                 future=future,
                 task=task,
@@ -227,6 +238,7 @@ class _Submission:
         self,
         *,
         hub: Hub,
+        completions: concurrent.futures.Executor,
         reporter: Reporter,
         future: ZfastFuture,
         task: Task[Any, Any],
@@ -236,6 +248,7 @@ class _Submission:
         upstream: list[PrefectFuture[Any]],
     ) -> None:
         self._hub = hub
+        self._completions = completions
         self._reporter = reporter
         self._future = future
         self._task = task
@@ -271,6 +284,12 @@ class _Submission:
         self._hub.submit(job)
 
     def _done(self, outcome: Outcome) -> None:
+        try:
+            self._completions.submit(self._complete, outcome)
+        except RuntimeError:  # the runner was left meanwhile
+            self._complete(outcome)
+
+    def _complete(self, outcome: Outcome) -> None:
         try:
             if isinstance(outcome, JobCancelledError):
                 self._future.settle(Cancelled(message=str(outcome)))
