@@ -49,7 +49,10 @@ class ZfastError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not pickle by themselves.
-        return _rebuild, (type(self), self.args, self.__dict__)
+        state = dict(self.__dict__)
+        if isinstance(self, OSError):
+            state["errno"] = self.errno  # lies beside the dictionary
+        return _rebuild, (type(self), self.args, state)
 
 
 def _rebuild(
@@ -57,7 +60,8 @@ def _rebuild(
 ) -> ZfastError:
     error = cls.__new__(cls, *args)
     error.args = args
-    error.__dict__.update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     return error
 
 
@@ -98,8 +102,8 @@ class FrameTooLargeError(ProtocolError):
     """A length in a header is past its limit."""
 
 
-class TransportError(ZfastError, OSError):
-    """A socket operation failed. ``errno`` is libzmq's, or None."""
+class _SystemError(ZfastError, OSError):
+    """An error that the system, or libzmq, has a number for."""
 
     def __init__(
         self,
@@ -111,6 +115,10 @@ class TransportError(ZfastError, OSError):
     ) -> None:
         super().__init__(message, detail=detail, hint=hint)
         self.errno = errno
+
+
+class TransportError(_SystemError):
+    """A socket operation failed. ``errno`` is libzmq's, or None."""
 
 
 class SendTimeoutError(TransportError, TimeoutError):
@@ -129,19 +137,8 @@ class CodecError(ZfastError):
     """A value cannot be encoded, or bytes cannot be decoded to a value."""
 
 
-class StoreError(ZfastError, OSError):
+class StoreError(_SystemError):
     """The result store's folder could not be read or written. ``errno`` is the system's."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        errno: int | None = None,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.errno = errno
 
 
 class KeyNotFoundError(StoreError, KeyError):
