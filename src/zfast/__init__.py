@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zfast._core import Batch as Batch
     from zfast._core import SendTracker as SendTracker
+    from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
@@ -27,6 +28,7 @@ _HOMES = {
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",
     "ZfastTaskRunner": "zfast.prefect.task_runner",
+    "share_memory": "zfast.arena",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -16,6 +16,8 @@
     │   ├── KeyNotFoundError   (KeyError)     no object under that key
     │   ├── ObjectCorruptError                an object's header or checksum is wrong
     │   └── TicketError                       a ticket whose payload was never committed
+    ├── ArenaError                            shared memory cannot be had, found or mapped
+    │   └── ArenaFullError     (MemoryError)  no room: use the heap instead
     └── WorkerError                           a worker process failed
         ├── WorkerStartError                  it could not be started
         └── WorkerDiedError                   it died while it ran a task
@@ -151,6 +153,18 @@ class ObjectCorruptError(StoreError):
 
 class TicketError(StoreError):
     """A ticket names a payload that was never committed to a store."""
+
+
+class ArenaError(ZfastError):
+    """Shared memory cannot be had, found or mapped."""
+
+
+class ArenaFullError(ArenaError, MemoryError):
+    """The arena has no room; memory of the process's own will do, at the price of a copy."""
+
+
+class ArenaOnDiskWarning(UserWarning):
+    """Neither memfd nor shared memory can be had, so the arena lies in files on a disk."""
 
 
 class WorkerError(ZfastError):

@@ -1,0 +1,199 @@
+/* Where a segment's memory comes from: a memfd, else an unlinked file.
+ *
+ * Space is allocated before it is mapped, so that a full machine is an error here and never a
+ * SIGBUS later; then it is faulted in, because page faults cost more than the copies do. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "arena.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/memfd.h>
+#include <sys/syscall.h>
+#endif
+
+#ifdef F_ADD_SEALS
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+#define ZF_SEALS (F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+#ifndef MAP_ANONYMOUS
+#define MAP_ANONYMOUS MAP_ANON
+#endif
+
+/* `*reader` is a second, read-only descriptor of the same file, or -1. */
+static int zf_open_memfd(int *reader) {
+#ifdef SYS_memfd_create
+  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+  int fd = (int)syscall(SYS_memfd_create, "zfast-arena", flags | MFD_NOEXEC_SEAL);
+  if (fd < 0 && errno == EINVAL) /* Linux before 6.3 */
+    fd = (int)syscall(SYS_memfd_create, "zfast-arena", flags);
+  *reader = -1;
+  return fd;
+#else
+  (void)reader;
+  errno = ENOSYS;
+  return -1;
+#endif
+}
+
+static int zf_open_file(const char *folder, int *reader) {
+  *reader = -1;
+#ifdef O_TMPFILE
+  int unnamed = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (unnamed >= 0) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", unnamed);
+    *reader = open(path, O_RDONLY | O_CLOEXEC);
+    return unnamed;
+  }
+#endif
+  char path[4096];
+  if (snprintf(path, sizeof path, "%s/zfast-arena-XXXXXX", folder) >= (int)sizeof path) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  int fd = mkstemp(path);
+  if (fd < 0) return -1;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  *reader = open(path, O_RDONLY | O_CLOEXEC);
+  int error = errno;
+  unlink(path);
+  errno = error;
+  return fd;
+}
+
+static int zf_allocate(int fd, size_t nbytes) {
+#ifdef __linux__
+  /* In pieces: a signal undoes the piece that it interrupts. */
+  for (size_t at = 0; at < nbytes;) {
+    size_t piece = nbytes - at < ZF_GRANULE ? nbytes - at : ZF_GRANULE;
+    if (fallocate(fd, 0, (off_t)at, (off_t)piece) == 0)
+      at += piece;
+    else if (errno == EOPNOTSUPP)
+      return posix_fallocate(fd, 0, (off_t)nbytes);
+    else if (errno != EINTR)
+      return errno;
+  }
+  return 0;
+#else
+  return ftruncate(fd, (off_t)nbytes) ? errno : 0;
+#endif
+}
+
+/* Whole granules of address space, so that no other memory ever shares one with a segment. */
+static char *zf_reserve(size_t nbytes) {
+  size_t slack = nbytes + ZF_GRANULE;
+  if (slack < nbytes) return NULL;
+  char *raw = mmap(NULL, slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return NULL;
+  char *base = (char *)(((uintptr_t)raw + ZF_GRANULE - 1) & ~(uintptr_t)(ZF_GRANULE - 1));
+  if (base > raw) munmap(raw, (size_t)(base - raw));
+  size_t after = slack - (size_t)(base - raw) - nbytes;
+  if (after) munmap(base + nbytes, after);
+  return base;
+}
+
+static int zf_seal(int fd) {
+#ifdef ZF_SEALS
+  if (fcntl(fd, F_ADD_SEALS, ZF_SEALS) == 0) return 1;
+  fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW); /* Linux before 5.1 */
+#endif
+  (void)fd;
+  return 0;
+}
+
+int zf_fd_is_sealed(int fd) {
+#ifdef ZF_SEALS
+  int seals = fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && (seals & F_SEAL_SHRINK) &&
+         (seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE));
+#else
+  (void)fd;
+  return 0;
+#endif
+}
+
+int zf_backed_make(zf_backing backing, const char *folder, size_t nbytes, zf_backed *out) {
+  int reader = -1;
+  int fd = backing == ZF_MEMFD ? zf_open_memfd(&reader) : zf_open_file(folder, &reader);
+  if (fd < 0) return errno;
+  size_t reserved = (nbytes + ZF_GRANULE - 1) & ~(ZF_GRANULE - 1);
+  char *base = NULL;
+  int error = reserved < nbytes ? ENOMEM : zf_allocate(fd, nbytes);
+  if (!error && !(base = zf_reserve(reserved))) error = ENOMEM;
+  if (!error) {
+    int flags = MAP_SHARED | MAP_FIXED;
+#ifdef MAP_POPULATE
+    flags |= MAP_POPULATE;
+#endif
+    if (mmap(base, nbytes, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED) error = errno;
+  }
+  if (error) {
+    if (base) munmap(base, reserved);
+    if (reader >= 0) close(reader);
+    close(fd);
+    return error;
+  }
+#ifndef MAP_POPULATE
+  for (size_t at = 0; at < nbytes; at += 4096) ((volatile char *)base)[at] = 0;
+#endif
+  if (zf_seal(fd)) {
+    if (reader >= 0) close(reader);
+  } else {
+#ifdef __linux__
+    if (reader < 0) {
+      char path[64];
+      snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+      reader = open(path, O_RDONLY | O_CLOEXEC);
+    }
+#endif
+    /* Without seals, what is passed on can at least not be mapped for writing as it is. */
+    if (reader >= 0) {
+      close(fd);
+      fd = reader;
+    }
+  }
+  *out = (zf_backed){fd, base, nbytes, reserved};
+  return 0;
+}
+
+void zf_backed_drop(zf_backed *backed) {
+  munmap(backed->base, backed->reserved_nbytes);
+  if (backed->fd >= 0) close(backed->fd);
+}
+
+int zf_backed_privatise(const zf_backed *backed, size_t offset, size_t nbytes) {
+  char *target = backed->base + offset;
+  const int protection = PROT_READ | PROT_WRITE;
+#ifdef __linux__
+  /* Made beside and moved into place: what fails leaves the range as it was. */
+  char *made = mmap(NULL, nbytes, protection, MAP_PRIVATE, backed->fd, (off_t)offset);
+  if (made == MAP_FAILED) return errno;
+  if (mremap(made, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED) {
+    int error = errno;
+    munmap(made, nbytes);
+    return error;
+  }
+  return 0;
+#else
+  int flags = MAP_PRIVATE | MAP_FIXED;
+  return mmap(target, nbytes, protection, flags, backed->fd, (off_t)offset) == MAP_FAILED ? errno
+                                                                                          : 0;
+#endif
+}
