@@ -6,13 +6,13 @@ from zfast.codec import decode, encode
 
 
 class FunctionExecutor:
-    """The code blob is not used; payload 0 is a function, payload 1 its argument."""
+    """The code blob is not used; parcel 0 is a function, parcel 1 its argument."""
 
     def __init__(self, notify):
         self._notify = notify
 
-    def run(self, code, context, payloads):
-        function, argument = (decode(payload) for payload in payloads)
+    def run(self, code, context, parcels):
+        function, argument = (decode(parcel.open()) for parcel in parcels)
         return [encode(function(argument, self._notify))]
 
     def close(self):

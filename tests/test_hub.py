@@ -21,6 +21,7 @@ from zfast.codec import decode, encode
 from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
 from zfast.runner.job import Blob, Job, JobCancelledError, JobFailedError
+from zfast.sharing.handover import Parcel
 
 TESTS = Path(__file__).parent
 
@@ -34,8 +35,12 @@ class Jobs:
 
     def submit(self, function, argument=None):
         outcome = queue.SimpleQueue()
-        payloads = [encode(function), encode(argument)]
-        self.hub.submit(Job(uuid.uuid4().bytes, self._blob, self._blob, payloads, outcome.put))
+        pack = self.hub.handover.snapshot
+        parcels = [
+            pack(encode(function)),
+            argument if isinstance(argument, Parcel) else pack(encode(argument)),
+        ]
+        self.hub.submit(Job(uuid.uuid4().bytes, self._blob, self._blob, parcels, outcome.put))
         return outcome
 
     def run(self, function, argument=None):
@@ -46,7 +51,7 @@ class Jobs:
         result = outcome.get(timeout=60)
         if isinstance(result, Exception):
             raise result
-        return decode(result[0])
+        return decode(result[0].open())
 
 
 @pytest.fixture
@@ -181,7 +186,9 @@ def test_closing_waits_for_what_runs_and_takes_back_the_rest(jobs):
     results = [outcome.get(timeout=1) for outcome in outcomes]
     taken_back = [r for r in results if isinstance(r, JobCancelledError)]
     assert len(taken_back) >= 3
-    assert [decode(r[0]) for r in results if r not in taken_back] == ["ran"] * (5 - len(taken_back))
+    assert [decode(r[0].open()) for r in results if r not in taken_back] == ["ran"] * (
+        5 - len(taken_back)
+    )
     with pytest.raises(JobCancelledError, match="closed"):
         jobs.run(lambda *_: None)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zfast.codec._culprit import describe_failure, type_name
-from zfast.codec._numpy import borrow
+from zfast.codec._numpy import address_of, borrow
 from zfast.codec._pickler import (
     IN_BAND_MAX_NBYTES,
     OutOfBand,
@@ -31,7 +31,7 @@ from zfast.codec._pickler import (
 )
 from zfast.errors import CodecError, ZfastError
 
-__all__ = ["IN_BAND_MAX_NBYTES", "Payload", "decode", "encode"]
+__all__ = ["IN_BAND_MAX_NBYTES", "Payload", "address_of", "decode", "encode"]
 
 _PROTOCOL_5 = b"\x80\x05"
 

@@ -114,9 +114,13 @@ def borrow(buffer: Any, *, copy: bool) -> memoryview | Array:
     view = memoryview(buffer)
     if view.format != "B" or view.ndim != 1:
         view = view.cast("B")
-    source = np.frombuffer(view, np.uint8)
-    if not copy and source.__array_interface__["data"][0] % 8 == 0:
+    if not copy and address_of(view) % 8 == 0:
         return view.toreadonly()
     # NumPy's allocator, so that a shared arena is used where one is installed.
-    fresh: Any = source.copy()
+    fresh: Any = np.frombuffer(view, np.uint8).copy()
     return fresh if copy else memoryview(fresh).toreadonly()
+
+
+def address_of(view: memoryview) -> int:
+    """The address of a buffer's first byte."""
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])

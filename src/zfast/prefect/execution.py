@@ -22,6 +22,7 @@ from zfast.errors import CodecError, WorkerError
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
 from zfast.runner.job import Blob
+from zfast.sharing.handover import Parcel
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -40,8 +41,8 @@ class Call(TypedDict):
 class TaskExecutor:
     """Prefect's task engine behind the worker's job loop. Threads: the worker's main thread.
 
-    A job's first payload is a ``Call``; in it each future of an earlier task is a reference to one
-    of the payloads that follow, the earlier task's final State.
+    A job's first parcel is a ``Call``; in it each future of an earlier task is a reference to one
+    of the parcels that follow, the earlier task's final State.
     """
 
     def __init__(self, notify: Callable[[str, bytes], None]) -> None:
@@ -50,12 +51,12 @@ class TaskExecutor:
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
 
-    def run(self, code: Blob, context: Blob, payloads: list[Payload]) -> list[Payload]:
+    def run(self, code: Blob, context: Blob, parcels: list[Parcel]) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
-        upstream = [cache(partial(decode, payload)) for payload in payloads[1:]]
-        call: Call = decode(payloads[0], persistent_load=resolve_references(upstream))
+        upstream = [cache(partial(_decode_parcel, parcel)) for parcel in parcels[1:]]
+        call: Call = decode(parcels[0].open(), persistent_load=resolve_references(upstream))
         state = self._run_task(task, call)
         payload = _encode_state(state)
         flush_events()
@@ -99,6 +100,10 @@ class TaskExecutor:
                 else prefect.task_engine.run_task_sync(**arguments)
             )
         return cast("State[Any]", state)
+
+
+def _decode_parcel(parcel: Parcel) -> Any:
+    return decode(parcel.open())
 
 
 def _encode_state(state: State[Any]) -> Payload:

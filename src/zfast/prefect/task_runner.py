@@ -8,23 +8,24 @@ import threading
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
-from prefect.futures import PrefectConcurrentFuture, PrefectFuture
+from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner
 
-from zfast.codec import Payload, decode, encode
+from zfast.codec import encode
 from zfast.errors import ConfigError, WorkerError, ZfastError
+from zfast.prefect.future import ZfastFuture
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub
 from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
+from zfast.sharing.handover import Handover, Parcel
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
@@ -38,34 +39,13 @@ if TYPE_CHECKING:
 MAX_COMPLETIONS = 32
 
 
-class ZfastFuture(PrefectConcurrentFuture[Any]):
-    """The future of a task run on a zfast worker. Threads: any."""
-
-    def __init__(self, task_run_id: UUID) -> None:
-        super().__init__(task_run_id, concurrent.futures.Future())
-        #: The final State as it came from the worker: tasks that need it get these very frames.
-        self.state_payload: Payload | None = None
-
-    @property
-    def state(self) -> State[Any]:
-        """The task run's state: its final one once it has ended, else what the API knows."""
-        if self.wrapped_future.done():
-            return cast("State[Any]", self.wrapped_future.result())
-        return super().state
-
-    def settle(self, state: State[Any], payload: Payload | None = None) -> None:
-        """Complete the future with its final state."""
-        self.state_payload = payload
-        self.wrapped_future.set_result(state)
-
-
 class ZfastTaskRunner(TaskRunner[ZfastFuture]):
     """Runs task runs in warm local worker processes.
 
     Workers start with the first submit and live as long as the flow run; each is given a task's
-    code and the flow run's context once. Parameters are snapshotted before ``submit`` returns;
-    array data travels in frames of its own, uncopied by pickle. A worker that dies ends its task
-    run as Crashed; another takes its place.
+    code and the flow run's context once. Parameters are snapshotted before ``submit`` returns, into
+    memory that workers share. Results stay where they were made, and tasks and the flow read them
+    there. A worker that dies ends its task run as Crashed; another takes its place.
 
     Args:
         max_workers: At most so many processes; by default Prefect's setting
@@ -206,7 +186,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 task=task,
                 code=shipper.ship_task(task),
                 context=shipper.ship_context(),
-                call=_snapshot(encode(call, persistent_id=make_references(upstream))),
+                call=hub.handover.snapshot(encode(call, persistent_id=make_references(upstream))),
                 upstream=upstream,
             )
         except ZfastError as error:
@@ -244,7 +224,7 @@ class _Submission:
         task: Task[Any, Any],
         code: Blob,
         context: Blob,
-        call: Payload,
+        call: Parcel,
         upstream: list[PrefectFuture[Any]],
     ) -> None:
         self._hub = hub
@@ -275,11 +255,12 @@ class _Submission:
 
     def _submit(self) -> None:
         try:
-            payloads = [self._call, *(_state_payload(future) for future in self._upstream)]
+            handover = self._hub.handover
+            parcels = [self._call, *(_state_parcel(f, handover) for f in self._upstream)]
         except Exception as error:
             self._future.settle(_crashed(f"An upstream result cannot be sent on: {error}", error))
             return
-        job = Job(self._future.task_run_id.bytes, self._code, self._context, payloads, self._done)
+        job = Job(self._future.task_run_id.bytes, self._code, self._context, parcels, self._done)
         self._upstream = []
         self._hub.submit(job)
 
@@ -300,24 +281,22 @@ class _Submission:
                 self._reporter.report_crash(self._future.task_run_id, state, self._task)
                 self._future.settle(state)
             else:
-                self._future.settle(decode(outcome[0]), outcome[0])
+                self._future.settle_parcel(outcome[0], self._hub.handover)
         except Exception as error:
-            self._future.settle(_crashed(f"The result cannot be decoded: {error}", error))
+            self._future.settle(_crashed(f"The result was lost: {error}", error))
 
 
 def _crashed(message: str, error: BaseException) -> State[Any]:
     return Crashed(message=message, data=error)
 
 
-def _snapshot(payload: Payload) -> Payload:
-    return Payload(payload.header, [memoryview(bytes(buffer)) for buffer in payload.buffers])
-
-
-def _state_payload(future: PrefectFuture[Any]) -> Payload:
-    if isinstance(future, ZfastFuture) and future.state_payload is not None:
-        return future.state_payload
+def _state_parcel(future: PrefectFuture[Any], handover: Handover) -> Parcel:
+    if isinstance(future, ZfastFuture):
+        parcel = future.parcel_for(handover)
+        if parcel is not None:
+            return parcel
     future.wait()
-    return encode(future.state)
+    return handover.snapshot(encode(future.state))
 
 
 def _default_max_workers() -> int:

@@ -23,7 +23,9 @@ from zfast.errors import (
     WorkerError,
     WorkerStartError,
 )
+from zfast.runner.commands import Command, CommandQueue
 from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
+from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.pool import WorkerPool
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
@@ -31,18 +33,24 @@ from zfast.runner.protocol import (
     Done,
     Failed,
     Forget,
+    Free,
+    Gone,
     Keep,
     Note,
     Ready,
+    Release,
     Run,
     Stop,
     decode_control,
     encode_control,
-    join_payloads,
-    split_payloads,
+    join_parcels,
 )
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
+from zfast.sharing import exchange
+from zfast.sharing.exchange import SegmentServer
+from zfast.sharing.handover import Handover
+from zfast.sharing.lease_table import LeaseTable
 
 logger = logging.getLogger("zfast.runner")
 
@@ -79,12 +87,14 @@ class Hub:
         self._on_note = on_note
         self._pid = os.getpid()
         self._folder = RuntimeFolder()
+        self._segment_socket = self._folder.path / exchange.FILE_NAME
         self._poller = zmq.Poller()
         config = WorkerConfig(
             endpoint=self._folder.endpoint,
             runtime_folder=str(self._folder.path),
             executor=executor,
             environment=dict(environment),
+            segment_socket=str(self._segment_socket) if exchange.is_supported() else None,
             sys_path=[os.path.abspath(entry) for entry in sys.path],
         )
         self._pool = WorkerPool(config, max_workers, self._poller)
@@ -92,11 +102,8 @@ class Hub:
         self._failed_starts = 0
         self._closing = False
         self._stop_deadline = float("inf")
-        self._commands: deque[Callable[[], None]] = deque()
-        self._wake_receiver, self._wake_sender = os.pipe()
-        os.set_blocking(self._wake_receiver, False)
-        os.set_blocking(self._wake_sender, False)
-        self._wake_lock = threading.Lock()
+        self._commands = CommandQueue()
+        self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="zfast-hub", daemon=True)
         self._thread.start()
@@ -134,21 +141,23 @@ class Hub:
         """Pids of the workers that live, for tests and statistics."""
         return [worker.process.pid for worker in self._pool]
 
-    def _command(self, command: Callable[[], None]) -> None:
+    @property
+    def handover(self) -> Handover:
+        """Packs payloads of the driver for its workers. Threads: any."""
+        return self._desk.handover
+
+    @property
+    def leases(self) -> LeaseTable:
+        """Who may read what, for tests and statistics."""
+        return self._desk.table
+
+    def _command(self, command: Command) -> None:
         if self._pid != os.getpid():
             raise ConfigError(
                 f"the hub belongs to process {self._pid}, this is its fork {os.getpid()}",
                 hint="submit tasks in the process that runs the flow",
             )
-        self._commands.append(command)
-        with self._wake_lock:
-            if not self._finished.is_set():
-                try:
-                    os.write(self._wake_sender, b"\0")
-                except BlockingIOError:
-                    pass  # the pipe is full: the hub is awake anyway
-                return
-        self._run_commands()
+        self._commands.put(command)
 
     # ---- the hub's thread --------------------------------------------------------------
 
@@ -158,8 +167,9 @@ class Hub:
         socket.set_hwm(0)  # bounded by one job a worker
         self._socket: zmq.Socket[bytes] = socket
         self._bound = False
+        self._segment_server: SegmentServer | None = None
         self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._wake_receiver, zmq.POLLIN)
+        self._poller.register(self._commands.fd, zmq.POLLIN)
         error: WorkerError | None = None
         try:
             while not (self._closing and not self._pool):
@@ -172,14 +182,13 @@ class Hub:
             self._end(error or JobCancelledError("the task runner was closed"))
 
     def _turn(self) -> None:
-        try:
-            os.read(self._wake_receiver, 4096)
-        except BlockingIOError:
-            pass
-        self._run_commands()
+        self._commands.run()
+        if self._segment_server is not None:
+            self._segment_server.serve()
         self._receive()
         for worker in self._pool.bury():
             self._mourn(worker)
+        self._end_leases()
         self._dispatch()
         if self._closing:
             self._stop_idle_workers()
@@ -191,28 +200,23 @@ class Hub:
         for worker in self._pool:
             worker.release()
             worker.settle(error)
+            if worker.children_gone:  # else somebody may read on, and its leases stay
+                self._desk.end_worker(worker.routing_id, worker.process.pid)
+            worker.close_lifeline()
         self._fail_queue(error)
+        if self._segment_server is not None:
+            self._segment_server.close()
         self._socket.close(linger=0)
         self._closing = True
-        with self._wake_lock:  # nobody may write to a descriptor that is somebody else's by then
-            self._finished.set()
-            os.close(self._wake_sender)
-            os.close(self._wake_receiver)
-        self._run_commands()
+        # Results outlive the hub: from now on, whoever lets go of one sees to its lease.
+        self._commands.finish()
+        self._finished.set()
 
     def _poll_timeout_ms(self) -> int | None:
         until = min(self._pool.next_look, self._stop_deadline)
         if until == float("inf"):
             return None
         return int(max(0.0, until - time.monotonic()) * 1000) + 1
-
-    def _run_commands(self) -> None:
-        while self._commands:
-            try:
-                command = self._commands.popleft()
-            except IndexError:
-                return
-            command()
 
     def _enqueue(self, job: Job) -> None:
         if self._closing:
@@ -246,13 +250,24 @@ class Hub:
             self._give(idle.pop(), self._queue.popleft())
         try:
             for _ in range(self._pool.missing(len(self._queue))):
-                self._pool.start_worker()
+                worker = self._pool.start_worker()
+                self._desk.admit(worker.routing_id, worker.process.pid)
                 # Bound only now: from here on there is a worker to remove the socket if we die.
                 if not self._bound:
-                    self._socket.bind(self._folder.endpoint)
-                    self._bound = True
+                    self._bind()
         except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
             self._fail_queue(WorkerStartError(f"cannot start a worker process: {error.strerror}"))
+
+    def _bind(self) -> None:
+        self._socket.bind(self._folder.endpoint)
+        self._bound = True
+        if exchange.is_supported():
+            self._segment_server = SegmentServer(
+                self._segment_socket,
+                self._poller,
+                self._desk,
+                lambda reason: logger.warning("request for shared memory refused: %s", reason),
+            )
 
     def _give(self, worker: WorkerProcess, job: Job) -> None:
         worker.job = job
@@ -263,8 +278,10 @@ class Hub:
             if blob.digest not in worker.blobs:
                 worker.blobs.add(blob.digest)
                 self._send(worker, Keep(blob.digest), [blob.data])
-        counts, buffers = join_payloads(job.payloads)
-        self._send(worker, Run(job.job_id, job.code.digest, job.context.digest, counts), buffers)
+        counts, shared, buffers = join_parcels(job.parcels)
+        run = Run(job.job_id, job.code.digest, job.context.digest, counts, shared)
+        self._desk.grant(worker.routing_id, run)
+        self._send(worker, run, buffers)
 
     def _send(
         self,
@@ -306,16 +323,42 @@ class Hub:
                 raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
             worker.ready = True
             self._failed_starts = 0
+        elif isinstance(message, Release):
+            self._desk.release(worker.routing_id, message.keys)
+        elif isinstance(message, Gone):
+            self._desk.remove_segments(worker.routing_id, message.segment_ids)
         elif isinstance(message, (Done, Failed)) and job and message.job_id == job.job_id:
-            outcome: Outcome = (
-                split_payloads(message.counts, buffers)
-                if isinstance(message, Done)
-                else JobFailedError(message.error_type, message.message, message.traceback)
-            )
             worker.job = None
-            job.settle(outcome)
+            job.settle(self._outcome(worker, message, buffers))
         else:
             raise ProtocolError(f"unexpected {type(message).__name__} from {worker.process.pid}")
+
+    def _outcome(
+        self, worker: WorkerProcess, message: Done | Failed, buffers: list[memoryview]
+    ) -> Outcome:
+        if isinstance(message, Failed):
+            return JobFailedError(message.error_type, message.message, message.traceback)
+        try:
+            return self._desk.receive(worker.routing_id, message, buffers)
+        except ProtocolError as error:
+            logger.error("worker %s is killed for its result: %s", worker.process.pid, error)
+            worker.kill()
+            return WorkerError(f"the result was refused: {error.message}")
+
+    def _end_leases(self) -> None:
+        """Carry out, once a turn, what the ends of leases lead to."""
+        for worker in self._pool.take_bereaved():
+            self._desk.end_worker(worker.routing_id, worker.process.pid)
+        self._desk.guard.look()
+        self._desk.forget_released()
+        for routing_id, generations in self._desk.take_frees().items():
+            owner = self._pool.get(routing_id)
+            if owner is not None:
+                self._send(owner, Free(generations))
+        drops = self._desk.take_drops()
+        if drops:
+            for worker in self._pool:
+                self._send(worker, Gone(drops))
 
     def _mourn(self, worker: WorkerProcess) -> None:
         worker.settle(

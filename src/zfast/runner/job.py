@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zfast.codec import Payload
 from zfast.errors import WorkerError
+from zfast.sharing.handover import Parcel
 
 logger = logging.getLogger("zfast.runner")
 
@@ -25,7 +25,7 @@ class JobFailedError(WorkerError):
         self.error_type = error_type
 
 
-Outcome = list[Payload] | WorkerError
+Outcome = list[Parcel] | WorkerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class Job:
     Attributes:
         job_id: 16 bytes, unique.
         code, context: What the executor gets beside the payloads, sent once to each worker.
-        payloads: What the executor gets; their buffers must not change.
-        on_done: Called once, on the hub's thread, with the result's payloads or what went wrong.
+        parcels: What the executor gets; their buffers must not change.
+        on_done: Called once, on the hub's thread, with the result's parcels or what went wrong.
     """
 
     job_id: bytes
     code: Blob
     context: Blob
-    payloads: list[Payload]
+    parcels: list[Parcel]
     on_done: Callable[[Outcome], None]
 
     def settle(self, outcome: Outcome) -> None:

@@ -24,6 +24,7 @@ class WorkerPool:
         self._poller = poller
         self._workers: dict[bytes, WorkerProcess] = {}
         self._dying: list[tuple[float, WorkerProcess]] = []
+        self._survived: list[WorkerProcess] = []
         self._n_started = 0
 
     def __iter__(self) -> Iterator[WorkerProcess]:
@@ -46,7 +47,7 @@ class WorkerPool:
         starting = sum(not worker.ready for worker in self)
         return max(0, min(n_queued - starting, self._max_workers - len(self)))
 
-    def start_worker(self) -> None:
+    def start_worker(self) -> WorkerProcess:
         """Start one worker.
 
         Raises:
@@ -57,6 +58,7 @@ class WorkerPool:
         self._workers[worker.routing_id] = worker
         if worker.pidfd is not None:
             self._poller.register(worker.pidfd, zmq.POLLIN)
+        return worker
 
     def bury(self) -> list[WorkerProcess]:
         """Take out and give back the workers that are dead and have nothing more to say."""
@@ -74,7 +76,18 @@ class WorkerPool:
         for worker in dead:
             del self._workers[worker.routing_id]
             worker.release()
+            self._survived.append(worker)
+            self._poller.register(worker.lifeline, zmq.POLLIN)
         return dead
+
+    def take_bereaved(self) -> list[WorkerProcess]:
+        """Take the buried workers whose forked children are gone too: nobody reads for them."""
+        gone = [worker for worker in self._survived if worker.children_gone]
+        for worker in gone:
+            self._survived.remove(worker)
+            self._poller.unregister(worker.lifeline)
+            worker.close_lifeline()
+        return gone
 
     def kill(self) -> None:
         """End every worker at once."""

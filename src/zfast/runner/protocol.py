@@ -2,22 +2,25 @@
 
 Each message's kind stands in its header frame, its fields in the body as MessagePack, its bulk in
 buffers. Several payloads in one message are laid end to end: each is its header and its buffers,
-``counts`` says how many buffers belong to each, the header included.
+``counts`` says how many of them belong to each, the header included. ``shared`` has an entry for
+each: a descriptor if it lies in shared memory, None if it is the message's next buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from zfast import _core
-from zfast.codec import Payload
 from zfast.errors import ProtocolError
+from zfast.sharing.descriptor import Descriptor
+from zfast.sharing.handover import Parcel
+from zfast.sharing.segments import Lease
 
 #: Raised with every change of a message below; hub and workers of one host run one version.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class ControlMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -42,19 +45,25 @@ class Forget(ControlMessage, frozen=True):
 
 
 class Run(ControlMessage, frozen=True):
-    """Hub → worker: run a job. Buffers: its payloads."""
+    """Hub → worker: run a job. Buffers: its payloads. Each descriptor comes with a lease."""
 
     job_id: bytes
     code: bytes
     context: bytes
     counts: list[int]
+    shared: list[Descriptor | None]
 
 
 class Done(ControlMessage, frozen=True):
-    """Worker → hub: the job's result. Buffers: its payloads."""
+    """Worker → hub: the job's result. Buffers: its payloads.
+
+    A descriptor is a publication that the worker opens herewith, or a part of one that it holds a
+    lease on.
+    """
 
     job_id: bytes
     counts: list[int]
+    shared: list[Descriptor | None]
 
 
 class Failed(ControlMessage, frozen=True):
@@ -77,7 +86,37 @@ class Stop(ControlMessage, frozen=True):
     """Hub → worker: finish what runs, then exit."""
 
 
-_MESSAGES: tuple[type[ControlMessage], ...] = (Ready, Keep, Forget, Run, Done, Failed, Note, Stop)
+class Release(ControlMessage, frozen=True):
+    """Worker → hub: leases that have ended, by segment and generation."""
+
+    keys: list[tuple[bytes, int]]
+
+
+class Free(ControlMessage, frozen=True):
+    """Hub → worker: publications of yours that nobody holds any more."""
+
+    generations: list[int]
+
+
+class Gone(ControlMessage, frozen=True):
+    """Owner → hub → workers: segments that are no more; close or unmap them."""
+
+    segment_ids: list[bytes]
+
+
+_MESSAGES: tuple[type[ControlMessage], ...] = (
+    Ready,
+    Keep,
+    Forget,
+    Run,
+    Done,
+    Failed,
+    Note,
+    Stop,
+    Release,
+    Free,
+    Gone,
+)
 #: Kinds start well above a channel's, so that one talking to the other is told at once.
 _KINDS = {message: 64 + index for index, message in enumerate(_MESSAGES)}
 _DECODERS = {64 + index: msgspec.msgpack.Decoder(cls) for index, cls in enumerate(_MESSAGES)}
@@ -106,28 +145,55 @@ def decode_control(message: _core.Message) -> ControlMessage:
         raise ProtocolError(f"a malformed control message: {error}") from error
 
 
-def join_payloads(payloads: Iterable[Payload]) -> tuple[list[int], list[bytes | memoryview]]:
-    """Lay payloads end to end: ``counts`` and buffers. Copies nothing."""
+def join_parcels(
+    parcels: Iterable[Parcel],
+) -> tuple[list[int], list[Descriptor | None], list[bytes | memoryview]]:
+    """Lay parcels end to end: ``counts``, ``shared`` and buffers. Copies nothing."""
     counts: list[int] = []
+    shared: list[Descriptor | None] = []
     buffers: list[bytes | memoryview] = []
-    for payload in payloads:
-        counts.append(1 + len(payload.buffers))
-        buffers.append(payload.header)
-        buffers.extend(payload.buffers)
-    return counts, buffers
+    for parcel in parcels:
+        counts.append(1 + len(parcel.parts))
+        shared.append(None)
+        buffers.append(parcel.header)
+        for part in parcel.parts:
+            if isinstance(part, Lease):
+                shared.append(part.descriptor)
+            else:
+                shared.append(None)
+                buffers.append(part)
+    return counts, shared, buffers
 
 
-def split_payloads(counts: Sequence[int], buffers: Sequence[memoryview]) -> list[Payload]:
-    """Undo ``join_payloads``; the payloads borrow from ``buffers``, their headers are copied.
+def split_parcels(
+    message: Run | Done, buffers: Sequence[memoryview], lease: Callable[[Descriptor], Lease]
+) -> list[Parcel]:
+    """Undo ``join_parcels``; the parcels borrow from ``buffers``, their headers are copied.
+
+    Args:
+        lease: Makes the lease that a descriptor came with; called for every descriptor.
 
     Raises:
-        ProtocolError: The counts do not add up.
+        ProtocolError: The counts do not add up, or ``lease`` refuses.
     """
-    if any(count < 1 for count in counts) or sum(counts) != len(buffers):
-        raise ProtocolError(f"payload counts {list(counts)} do not fit {len(buffers)} buffers")
-    payloads: list[Payload] = []
+    n_own = sum(descriptor is None for descriptor in message.shared)
+    if (
+        any(count < 1 for count in message.counts)
+        or sum(message.counts) != len(message.shared)
+        or n_own != len(buffers)
+    ):
+        raise ProtocolError(
+            f"payload counts {message.counts} do not fit {len(message.shared)} entries, "
+            f"{n_own} of them among {len(buffers)} buffers"
+        )
+    rest = iter(buffers)
+    parts = [next(rest) if entry is None else lease(entry) for entry in message.shared]
+    parcels: list[Parcel] = []
     start = 0
-    for count in counts:
-        payloads.append(Payload(bytes(buffers[start]), list(buffers[start + 1 : start + count])))
+    for count in message.counts:
+        header = parts[start]
+        if isinstance(header, Lease):
+            raise ProtocolError("a payload's header in shared memory")
+        parcels.append(Parcel(bytes(header), parts[start + 1 : start + count]))
         start += count
-    return payloads
+    return parcels

@@ -17,18 +17,19 @@ from typing import Protocol
 
 import zmq
 
-from zfast import _core
+from zfast import _core, arena
 from zfast._watchdog import watch_parent
 from zfast.codec import Payload
 from zfast.context import process_context
-from zfast.errors import ProtocolError, WorkerError
+from zfast.errors import ArenaError, ProtocolError, WorkerError
 from zfast.runner.job import Blob
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
     ControlMessage,
-    Done,
     Failed,
     Forget,
+    Free,
+    Gone,
     Keep,
     Note,
     Ready,
@@ -36,9 +37,9 @@ from zfast.runner.protocol import (
     Stop,
     decode_control,
     encode_control,
-    join_payloads,
-    split_payloads,
 )
+from zfast.runner.worker_leases import WorkerLeases
+from zfast.sharing.handover import Parcel
 
 logger = logging.getLogger("zfast.worker")
 
@@ -48,8 +49,8 @@ Notify = Callable[[str, bytes], None]
 class Executor(Protocol):
     """What runs jobs; made once, in the worker's main thread, with a function to send notes."""
 
-    def run(self, code: Blob, context: Blob, payloads: list[Payload]) -> list[Payload]:
-        """Run one job: its blobs and payloads in, the result's payloads out.
+    def run(self, code: Blob, context: Blob, parcels: list[Parcel]) -> list[Payload]:
+        """Run one job: its blobs and parcels in, the result's payloads out.
 
         Whatever it raises is told to the hub as the job's failure.
         """
@@ -67,7 +68,7 @@ class Order:
     job_id: bytes
     code: Blob
     context: Blob
-    payloads: list[Payload]
+    parcels: list[Parcel]
 
 
 @dataclass(slots=True)
@@ -86,11 +87,13 @@ class HubConnection:
     Args:
         endpoint: The hub's.
         routing_id: Who the hub knows this worker as.
+        segment_socket: Where the hub exchanges segments of shared memory; None where it cannot.
     """
 
-    def __init__(self, endpoint: str, routing_id: bytes) -> None:
+    def __init__(self, endpoint: str, routing_id: bytes, segment_socket: str | None) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
+        self.leases = WorkerLeases(segment_socket, self._wake)
         self._outbox: deque[_Outgoing] = deque()
         self._wake_receiver, self._wake_sender = os.pipe()
         os.set_blocking(self._wake_receiver, False)
@@ -145,19 +148,26 @@ class HubConnection:
                 os.read(self._wake_receiver, 4096)
             except BlockingIOError:
                 pass
-            self._send_outbox(socket)
             self._receive(socket)
+            # Leases that ended before a message was posted may be what its descriptors rest on:
+            # they are told after it.
+            ended = self.leases.take_messages()
+            self._send_outbox(socket)
+            for message in ended:
+                self._send(socket, _Outgoing(message))
             if self._closing and not self._outbox:
                 socket.close(linger=1000)
                 return
 
     def _send_outbox(self, socket: zmq.Socket[bytes]) -> None:
         while self._outbox:
-            outgoing = self._outbox.popleft()
-            kind, body = encode_control(outgoing.message)
-            _core.send_message(socket, kind, body, outgoing.buffers, tracker=outgoing.tracker)
-            if outgoing.sent is not None:
-                outgoing.sent.set()
+            self._send(socket, self._outbox.popleft())
+
+    def _send(self, socket: zmq.Socket[bytes], outgoing: _Outgoing) -> None:
+        kind, body = encode_control(outgoing.message)
+        _core.send_message(socket, kind, body, outgoing.buffers, tracker=outgoing.tracker)
+        if outgoing.sent is not None:
+            outgoing.sent.set()
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         while True:
@@ -182,9 +192,11 @@ class HubConnection:
                     message.job_id,
                     Blob(message.code, self._blobs[message.code]),
                     Blob(message.context, self._blobs[message.context]),
-                    split_payloads(message.counts, buffers),
+                    self.leases.receive(message, buffers),
                 )
             )
+        elif isinstance(message, (Free, Gone)):
+            self.leases.handle(message)
         elif isinstance(message, Stop):
             self.jobs.put(None)
         else:
@@ -196,14 +208,19 @@ def main(config_json: str) -> None:
 
     Args:
         config_json: ``endpoint``, ``routing_id``, ``parent_pid``, ``runtime_folder``, ``executor``,
-            ``main_file``.
+            ``segment_socket``, ``lifeline``, ``main_file``.
     """
     config = json.loads(config_json)
     if config["main_file"]:
         sys.modules["__main__"].__file__ = config["main_file"]
     watch_parent(config["parent_pid"], config["runtime_folder"])
     module_name, _, name = config["executor"].partition(":")
-    connection = HubConnection(config["endpoint"], config["routing_id"].encode())
+    if config["segment_socket"]:
+        share_arrays()
+    os.set_inheritable(config["lifeline"], False)  # for its forks, not for what it runs
+    connection = HubConnection(
+        config["endpoint"], config["routing_id"].encode(), config["segment_socket"]
+    )
     job_id = b""
 
     def notify(topic: str, data: bytes) -> None:
@@ -219,9 +236,18 @@ def main(config_json: str) -> None:
     connection.close()
 
 
+def share_arrays() -> None:
+    """Let NumPy allocate where other processes can read, if that can be had here."""
+    try:
+        arena.share_memory()
+    except ArenaError as error:
+        logger.warning("results are copied, not shared: %s", error)
+
+
 def _run_job(connection: HubConnection, executor: Executor, order: Order) -> None:
     try:
-        result = executor.run(order.code, order.context, order.payloads)
+        result = executor.run(order.code, order.context, order.parcels)
+        done, buffers = connection.leases.pack(order.job_id, result)
     except BaseException as error:
         # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
         message = error.message if isinstance(error, WorkerError) else str(error)
@@ -229,8 +255,6 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> Non
             Failed(order.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
         )
         return
-    counts, buffers = join_payloads(result)
-    done = Done(order.job_id, counts)
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
         # The next job may change what this one returned: the buffers must be out by then.
         connection.post_and_wait(done, buffers)

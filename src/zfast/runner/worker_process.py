@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class WorkerConfig:
         runtime_folder: Removed by the worker when the driver dies.
         executor: ``module:name`` of the callable that makes the worker's executor.
         environment: Variables set on top of the driver's.
+        segment_socket: Where the hub exchanges segments of shared memory; None where it cannot.
         sys_path: The driver's module search path.
     """
 
@@ -38,16 +40,23 @@ class WorkerConfig:
     runtime_folder: str
     executor: str
     environment: Mapping[str, str]
+    segment_socket: str | None
     sys_path: Sequence[str]
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker and what it is doing. Threads: the hub's only."""
+    """A worker and what it is doing. Threads: the hub's only.
+
+    Attributes:
+        pidfd: Readable once it is dead; None where the system has none.
+        lifeline: A pipe whose other end is held by the worker and by every process that it forked.
+    """
 
     routing_id: bytes
     process: subprocess.Popen[bytes]
     pidfd: int | None
+    lifeline: int
     ready: bool = False
     stopping: bool = False
     job: Job | None = None
@@ -60,27 +69,37 @@ class WorkerProcess:
         Raises:
             OSError: The process cannot be started.
         """
+        lifeline, worker_end = os.pipe()
         worker = {
             "endpoint": config.endpoint,
             "routing_id": routing_id.decode(),
             "parent_pid": os.getpid(),
             "runtime_folder": config.runtime_folder,
             "executor": config.executor,
+            "segment_socket": config.segment_socket,
+            "lifeline": worker_end,
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
         }
         code = _BOOTSTRAP.format(
             sys_path=list(config.sys_path), argv=sys.argv, config=json.dumps(worker)
         )
         warning_options = [f"-W{option}" for option in sys.warnoptions]
-        process = subprocess.Popen(
-            [sys.executable, *warning_options, "-c", code],
-            env={**os.environ, **config.environment},
-            stdin=subprocess.DEVNULL,
-            # Ctrl-C is the driver's to handle: it ends its workers in order.
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *warning_options, "-c", code],
+                env={**os.environ, **config.environment},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[worker_end],
+                # Ctrl-C is the driver's to handle: it ends its workers in order.
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(lifeline)
+            raise
+        finally:
+            os.close(worker_end)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-        return cls(routing_id, process, pidfd)
+        return cls(routing_id, process, pidfd, lifeline)
 
     @property
     def idle(self) -> bool:
@@ -91,6 +110,13 @@ class WorkerProcess:
     def exited(self) -> bool:
         """True once the process is dead; reaps it."""
         return self.process.poll() is not None
+
+    @property
+    def children_gone(self) -> bool:
+        """True once it and every process that it forked have ended or run another program."""
+        poll = select.poll()
+        poll.register(self.lifeline, select.POLLIN)
+        return bool(poll.poll(0))
 
     @property
     def cause_of_death(self) -> str:
@@ -120,3 +146,7 @@ class WorkerProcess:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+
+    def close_lifeline(self) -> None:
+        """Give back the lifeline."""
+        os.close(self.lifeline)

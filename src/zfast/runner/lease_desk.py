@@ -1,0 +1,193 @@
+"""The hub's desk for shared memory: it keeps the lease table, the segments' files, and tells who
+is to be told what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from zfast import arena
+from zfast.errors import ProtocolError
+from zfast.runner.protocol import Done, Run, split_parcels
+from zfast.sharing.descriptor import Descriptor
+from zfast.sharing.forks import ForkGuard
+from zfast.sharing.handover import Handover, Parcel
+from zfast.sharing.lease_table import DRIVER, Effect, Free, LeaseTable, Process
+from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
+
+logger = logging.getLogger("zfast.runner")
+
+
+class LeaseDesk:
+    """Leases of the driver and its workers.
+
+    Args:
+        command: Runs something on the hub's thread, in the order of the calls; at once when the
+            hub has ended. Called from any thread, and by the collector at any moment.
+        shared: False where processes cannot share memory.
+
+    Threads: the hub's, but for ``handover`` and what the authority's methods do, which any may use.
+    """
+
+    def __init__(self, command: Callable[[Callable[[], None]], None], *, shared: bool) -> None:
+        self._command = command
+        self._table = LeaseTable()
+        self._segments: dict[bytes, Segment] = {}
+        self._files: dict[bytes, tuple[int, int]] = {}
+        self._workers: dict[int, Process] = {}
+        self._frees: defaultdict[Process, list[int]] = defaultdict(list)
+        self._drops: list[bytes] = []
+        self.guard = ForkGuard(lambda: bool(self._table.n_held(DRIVER)), self._end)
+        self.handover = Handover(self, self._peers, shared=shared)
+
+    # ---- any thread: what the driver gives and reads ------------------------------------
+
+    def add_segment(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
+        """Make a segment of the driver's arena known; ``fd`` stays the caller's."""
+        own_fd = os.dup(fd)
+        self._command(lambda: self._add_own(segment_id, index, own_fd, nbytes))
+
+    def publish(self, descriptor: Descriptor, segment: Segment) -> Lease:
+        """Open a publication of the driver's arena."""
+        self._command(lambda: self._table.publish(DRIVER, descriptor, DRIVER))
+        return Lease(descriptor, segment, self.guard.end)
+
+    def lease_again(self, descriptor: Descriptor, segment: Segment) -> Lease:
+        """Another lease for the driver on what it has one on."""
+        self._command(lambda: self._table.grant(descriptor, DRIVER, by=DRIVER))
+        return Lease(descriptor, segment, self.guard.end)
+
+    def _end(self, descriptor: Descriptor) -> None:
+        self._command(lambda: self._release(DRIVER, [descriptor.key]))
+
+    def _peers(self) -> Iterable[PeerSegment]:
+        return [s for s in list(self._segments.values()) if isinstance(s, PeerSegment)]
+
+    # ---- the hub's thread ---------------------------------------------------------------
+
+    def admit(self, worker: Process, pid: int) -> None:
+        """Let a worker that was just started use the segment server."""
+        self._workers[pid] = worker
+
+    def take_segment(self, pid: int, segment_id: bytes, fd: int, nbytes: int) -> None:
+        """Take in a worker's segment; ``fd`` is the desk's from now on.
+
+        Raises:
+            ProtocolError: It is not a worker's, or not a segment.
+        """
+        try:
+            if os.fstat(fd).st_size < nbytes:
+                raise ProtocolError(f"a segment of {nbytes} bytes whose file is shorter")
+            self._table.add_segment(self._worker(pid), segment_id, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._keep(segment_id, PeerSegment(segment_id, lambda: (os.dup(fd), nbytes)), fd, nbytes)
+
+    def lend_segment(self, pid: int, segment_id: bytes) -> tuple[int, int]:
+        """A descriptor, which stays the desk's, and the size of a segment.
+
+        Raises:
+            ProtocolError: The process is not a worker, or has no lease in it.
+        """
+        if not self._table.may_read(self._worker(pid), segment_id):
+            raise ProtocolError(f"no lease in segment {segment_id[:3].hex()}…")
+        return self._files[segment_id]
+
+    def receive(self, worker: Process, message: Done, buffers: list[memoryview]) -> list[Parcel]:
+        """A result's parcels, the driver having leases on them.
+
+        Raises:
+            ProtocolError: A descriptor is forged or stale, or the message does not add up.
+        """
+        return split_parcels(message, buffers, lambda descriptor: self._accept(worker, descriptor))
+
+    def grant(self, worker: Process, run: Run) -> None:
+        """Give a worker a lease on everything that is sent to it."""
+        for descriptor in run.shared:
+            if descriptor is not None:
+                self._table.grant(descriptor, worker, by=DRIVER)
+
+    def release(self, worker: Process, keys: Iterable[tuple[bytes, int]]) -> None:
+        """End a worker's leases.
+
+        Raises:
+            ProtocolError: It has no such lease; those before it have ended.
+        """
+        self._release(worker, keys)
+
+    def remove_segments(self, worker: Process, segment_ids: Iterable[bytes]) -> None:
+        """Let go of segments that a worker's arena has given back.
+
+        Raises:
+            ProtocolError: One is not its own, or is leased.
+        """
+        for segment_id in segment_ids:
+            self._carry_out(self._table.remove_segment(worker, segment_id))
+
+    def end_worker(self, worker: Process, pid: int) -> None:
+        """End what a worker held; it and its forked children are gone."""
+        self._workers.pop(pid, None)
+        self._frees.pop(worker, None)
+        self._carry_out(self._table.end_process(worker))
+
+    def forget_released(self) -> None:
+        """Let go of segments that the driver's arena has given back."""
+        self.remove_segments(DRIVER, self.handover.take_released())
+
+    def take_frees(self) -> dict[Process, list[int]]:
+        """What each worker is to be told that nobody holds any more."""
+        frees, self._frees = self._frees, defaultdict(list)
+        return frees
+
+    def take_drops(self) -> list[bytes]:
+        """Segments that every worker is to unmap."""
+        drops, self._drops = self._drops, []
+        return drops
+
+    @property
+    def table(self) -> LeaseTable:
+        """For statistics and tests."""
+        return self._table
+
+    def _worker(self, pid: int) -> Process:
+        worker = self._workers.get(pid)
+        if worker is None:
+            raise ProtocolError(f"process {pid} is not a worker of this hub")
+        return worker
+
+    def _accept(self, worker: Process, descriptor: Descriptor) -> Lease:
+        if self._table.is_published(descriptor):
+            self._table.grant(descriptor, DRIVER, by=worker)
+        else:
+            self._table.publish(worker, descriptor, DRIVER)
+        return Lease(descriptor, self._segments[descriptor.segment_id], self.guard.end)
+
+    def _add_own(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
+        self._table.add_segment(DRIVER, segment_id, nbytes)
+        self._keep(segment_id, OwnSegment(index), fd, nbytes)
+
+    def _keep(self, segment_id: bytes, segment: Segment, fd: int, nbytes: int) -> None:
+        # The file is closed with the segment, which leases keep, even when the hub has ended.
+        weakref.finalize(segment, os.close, fd).atexit = False
+        self._segments[segment_id] = segment
+        self._files[segment_id] = (fd, nbytes)
+
+    def _release(self, process: Process, keys: Iterable[tuple[bytes, int]]) -> None:
+        for key in keys:
+            self._carry_out(self._table.release(key, process))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Free):
+                if effect.owner == DRIVER:
+                    arena.unpublish(effect.generation)
+                else:
+                    self._frees[effect.owner].append(effect.generation)
+            else:
+                self._drops.append(effect.segment_id)
+                del self._segments[effect.segment_id], self._files[effect.segment_id]

@@ -1,0 +1,180 @@
+"""Handing values over: large buffers as descriptors into shared memory, the others as they are."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from zfast import arena
+from zfast.codec import Payload, address_of
+from zfast.errors import ArenaError
+from zfast.sharing.descriptor import Descriptor
+from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
+
+#: A smaller buffer is cheaper in a frame than as a publication.
+SHARED_MIN_NBYTES = 64 * 1024
+#: A block is handed over as it is if at least one byte in so many is sent; else what is sent is
+#: copied, because a block lives as long as any part of it is used.
+MAX_SLACK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A payload on its way between processes of one host.
+
+    Attributes:
+        header: As the payload's.
+        parts: Its buffers in order: bytes that travel, or leases on bytes that stay.
+    """
+
+    header: bytes
+    parts: list[memoryview | Lease]
+
+    def open(self) -> Payload:
+        """The payload, its leased buffers mapped; they keep their leases.
+
+        Raises:
+            ArenaError, TransportError: A segment cannot be had or mapped.
+        """
+        return Payload(
+            self.header,
+            [part.view() if isinstance(part, Lease) else part for part in self.parts],
+        )
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of the parts that stay where they are."""
+        return sum(part.descriptor.nbytes for part in self.parts if isinstance(part, Lease))
+
+
+class Authority(Protocol):
+    """What a process has of the hub's lease table."""
+
+    def add_segment(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
+        """Make a segment of this process known; ``fd`` stays the caller's."""
+        ...
+
+    def publish(self, descriptor: Descriptor, segment: Segment) -> Lease:
+        """Open a publication of this process; the lease says how long it is needed here."""
+        ...
+
+    def lease_again(self, descriptor: Descriptor, segment: Segment) -> Lease:
+        """Pass on a publication, or a part of it, that this process holds a lease on."""
+        ...
+
+
+class Handover:
+    """Packs what this process gives away. Threads: any.
+
+    Args:
+        authority: Who hears of it.
+        segments: The peers' segments that are known here.
+    """
+
+    def __init__(self, authority: Authority, segments: Callable[[], Iterable[PeerSegment]]) -> None:
+        self._authority = authority
+        self._segments = segments
+        self._announced: dict[bytes, int] = {}
+        # Generations must reach the table in the order they are made.
+        self._lock = threading.Lock()
+
+    def pack(self, payload: Payload) -> Parcel:
+        """Put every large buffer where the receiver can read it.
+
+        What came from a peer is leased again. What lies in this process's arena and is sealed is
+        published as it is. Anything else is copied into the arena, once; when the arena is full
+        it stays a buffer, and travels.
+        """
+        parts: list[memoryview | Lease] = list(payload.buffers)
+        own: list[int] = []
+        for index, buffer in enumerate(payload.buffers):
+            if self._shared and buffer.nbytes >= SHARED_MIN_NBYTES:
+                again = self._lease_again(buffer)
+                if again is None:
+                    own.append(index)
+                else:
+                    parts[index] = again
+        for index, lease in self._publish_sealed(payload.buffers, own).items():
+            parts[index] = lease
+        for index in own:
+            if not isinstance(parts[index], Lease):
+                copy = self._publish_copy(payload.buffers[index])
+                parts[index] = payload.buffers[index] if copy is None else copy
+        return Parcel(payload.header, parts)
+
+    def snapshot(self, payload: Payload) -> Parcel:
+        """As ``pack``, but what travels is copied too: the caller may change it at once."""
+        parcel = self.pack(payload)
+        return Parcel(
+            parcel.header,
+            [p if isinstance(p, Lease) else memoryview(bytes(p)) for p in parcel.parts],
+        )
+
+    def take_released(self) -> list[bytes]:
+        """Segments that were made known and that the arena has given back since."""
+        if not self._announced:
+            return []
+        with self._lock:
+            released = [id_ for id_, index in self._announced.items() if not _exists(index)]
+            for segment_id in released:
+                del self._announced[segment_id]
+        return released
+
+    def _lease_again(self, buffer: memoryview) -> Lease | None:
+        address = address_of(buffer)
+        for segment in self._segments():
+            descriptor = segment.find(address, buffer.nbytes)
+            if descriptor is not None:
+                return self._authority.lease_again(descriptor, segment)
+        return None
+
+    def _publish_sealed(self, buffers: list[memoryview], wanted: list[int]) -> dict[int, Lease]:
+        """Publish those buffers that lie in sealed blocks of which enough is sent."""
+        with self._lock:
+            published: dict[int, arena.Publication] = {}
+            sent: Counter[tuple[int, int]] = Counter()
+            for index in wanted:
+                nbytes = buffers[index].nbytes
+                publication = arena.publish(address_of(buffers[index]), nbytes, exclusive=False)
+                if publication is not None:
+                    published[index] = publication
+                    sent[publication.segment_index, publication.block_offset] += nbytes
+            leases: dict[int, Lease] = {}
+            for index, publication in published.items():
+                block = publication.segment_index, publication.block_offset
+                if sent[block] * MAX_SLACK < publication.block_nbytes:
+                    arena.unpublish(publication.generation)
+                else:
+                    leases[index] = self._announce(publication, buffers[index].nbytes)
+            return leases
+
+    def _publish_copy(self, buffer: memoryview) -> Lease | None:
+        try:
+            block = arena.copy_in(buffer)  # outside the lock: others publish meanwhile
+        except ArenaError:
+            return None
+        with self._lock:
+            publication = arena.publish(block.address, buffer.nbytes, exclusive=True)
+            if publication is None:  # a fork has made the block private
+                return None
+            return self._announce(publication, buffer.nbytes)
+
+    def _announce(self, publication: arena.Publication, nbytes: int) -> Lease:
+        segment_id, index = publication.segment_id, publication.segment_index
+        if segment_id not in self._announced:
+            _, fd, segment_nbytes = arena.segment(index)
+            self._authority.add_segment(segment_id, index, fd, segment_nbytes)
+            self._announced[segment_id] = index
+        descriptor = Descriptor(segment_id, publication.generation, publication.offset, nbytes)
+        return self._authority.publish(descriptor, OwnSegment(index))
+
+
+def _exists(segment_index: int) -> bool:
+    try:
+        arena.segment(segment_index)
+    except ArenaError:
+        return False
+    return True
