@@ -412,7 +412,7 @@ def test_private_frames_are_written_to_in_place():
 
 
 def test_without_copy_on_write_frames_are_copied_once(frame, monkeypatch):
-    monkeypatch.setattr(codec_pandas, "_copies_on_write", lambda: False)
+    monkeypatch.setattr(codec_pandas, "copies_on_write", lambda: False)
     arrived = moved(encode(frame))
     before = digest(arrived)
     back = decode(arrived)

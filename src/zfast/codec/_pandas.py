@@ -90,22 +90,22 @@ def restore_frame_state(frame: Any, state: Any) -> None:
     """Fill a new DataFrame or Series; its first in-place write will copy what it writes to."""
     frame.__setstate__(state)
     try:
-        references = [block.refs for block in frame._mgr.blocks] if _copies_on_write() else None
+        references = [block.refs for block in frame._mgr.blocks] if copies_on_write() else None
     except AttributeError:  # a pandas that keeps count in another way
         references = None
     if references is None:
         frame._mgr = frame._mgr.copy(deep=True)
         return
     for reference in references:
-        reference.add_reference(_shared())
+        mark_shared(reference)
 
 
 def restore_index(rebuild: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Rebuild an index; columns made from it (``reset_index``) copy on write too."""
     index = rebuild(*args)
     references = getattr(index, "_references", None)
-    if references is not None and _copies_on_write():
-        references.add_reference(_shared())
+    if references is not None and copies_on_write():
+        mark_shared(references)
     return index
 
 
@@ -119,7 +119,13 @@ def restore_private_index(rebuild: Callable[..., Any], args: tuple[Any, ...]) ->
     return rebuild(*args)
 
 
-def _copies_on_write() -> bool:
+def mark_shared(references: Any) -> None:
+    """Give a block's or an index's ``BlockValuesRefs`` the sentinel: it copies on write now."""
+    references.add_reference(_shared())
+
+
+def copies_on_write() -> bool:
+    """Say whether this pandas copies a block before it writes to it, if it is shared."""
     # pandas 2 writes through by default: there a received frame is copied once instead.
     return int(sys.modules["pandas"].__version__.split(".")[0]) >= 3
 
