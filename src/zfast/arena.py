@@ -216,6 +216,19 @@ def copy_in(buffer: Buffer) -> Block:
     return _arena.copy_in(buffer)
 
 
+def seal(address: int, nbytes: int) -> bool:
+    """Vouch that nobody will write to a block of this arena any more; it can be published then.
+
+    Args:
+        address, nbytes: A range in the block.
+
+    Returns:
+        False if the range is not in one block of the arena, or a fork has made it private.
+    """
+    publication = publish(address, nbytes, exclusive=True)
+    return publication is not None and unpublish(publication.generation)
+
+
 def prepare(nbytes: int) -> None:
     """Make and fault in memory ahead, without the GIL; see ``_arena.prepare``. Starts the arena."""
     start()

@@ -17,12 +17,14 @@ from prefect.context import SyncClientContext, hydrated_context, tags
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
 
+from zfast import arena
 from zfast.codec import Payload, decode, encode
 from zfast.errors import CodecError, WorkerError
+from zfast.ownership import Exclusive, share_results
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
 from zfast.runner.job import Blob
-from zfast.sharing.handover import Parcel
+from zfast.sharing.handover import SHARED_MIN_NBYTES, Parcel
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -81,7 +83,10 @@ class TaskExecutor:
         if task is None:
             if len(self._tasks) >= MAX_TASK_OBJECTS:
                 self._tasks.clear()
-            task = self._tasks[code.digest] = cloudpickle.loads(code.data)
+            task = cloudpickle.loads(code.data)
+            # Before Prefect, its hooks and its caches see what the function returns.
+            task.fn = share_results(task.fn, _seal_blocks, min_nbytes=SHARED_MIN_NBYTES)
+            self._tasks[code.digest] = task
         return task
 
     def _run_task(self, task: Task[Any, Any], call: Call) -> State[Any]:
@@ -100,6 +105,12 @@ class TaskExecutor:
                 else prefect.task_engine.run_task_sync(**arguments)
             )
         return cast("State[Any]", state)
+
+
+def _seal_blocks(exclusive: Exclusive) -> None:
+    """Mark what is exclusive of a result as never to be written to again: it can be shared."""
+    for address, nbytes in exclusive.blocks:
+        arena.seal(address, nbytes)
 
 
 def _decode_parcel(parcel: Parcel) -> Any:

@@ -72,9 +72,17 @@ class Handover:
     Args:
         authority: Who hears of it.
         segments: The peers' segments that are known here.
+        shared: False where processes cannot share memory: everything travels.
     """
 
-    def __init__(self, authority: Authority, segments: Callable[[], Iterable[PeerSegment]]) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        segments: Callable[[], Iterable[PeerSegment]],
+        *,
+        shared: bool,
+    ) -> None:
+        self._shared = shared
         self._authority = authority
         self._segments = segments
         self._announced: dict[bytes, int] = {}
