@@ -23,6 +23,7 @@ from zfast.errors import CodecError, WorkerError
 from zfast.ownership import Exclusive, share_results
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
+from zfast.runner import cycles
 from zfast.runner.job import Blob
 from zfast.sharing.handover import SHARED_MIN_NBYTES, Parcel
 
@@ -76,6 +77,9 @@ class TaskExecutor:
         self._context = None
         self._hydrated.enter_context(hydrated_context(cloudpickle.loads(context.data)))
         self._hydrated.enter_context(SyncClientContext.get_or_create())
+        # Prefect's services keep the context they are started in: not that of a task run, whose
+        # state, and so its result, would live as long as they do.
+        flush_events()
         self._context = context.digest
 
     def _load_task(self, code: Blob) -> Task[Any, Any]:
@@ -87,6 +91,7 @@ class TaskExecutor:
             # Before Prefect, its hooks and its caches see what the function returns.
             task.fn = share_results(task.fn, _seal_blocks, min_nbytes=SHARED_MIN_NBYTES)
             self._tasks[code.digest] = task
+            cycles.modules_loaded()
         return task
 
     def _run_task(self, task: Task[Any, Any], call: Call) -> State[Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -17,6 +19,43 @@ from zfast.sharing.handover import Parcel
 if TYPE_CHECKING:
     from zfast.sharing.handover import Handover
 
+logger = logging.getLogger("zfast.prefect")
+
+
+class _Outcome(concurrent.futures.Future[Any]):
+    """A future that forgets its callbacks once they were called.
+
+    The standard one keeps them, and so would be in a reference cycle with the Prefect future around
+    it: a result's memory would be free when the collector comes by, and not when it is let go.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[concurrent.futures.Future[Any]], object]] | None = []
+        self._callbacks_lock = threading.Lock()
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call ``fn`` with this future when it is done, now if it is."""
+        with self._callbacks_lock:
+            if self._callbacks is not None:
+                self._callbacks.append(fn)
+                return
+        self._call(fn)
+
+    def set_result(self, result: Any) -> None:
+        """Complete the future."""
+        super().set_result(result)
+        with self._callbacks_lock:
+            callbacks, self._callbacks = self._callbacks or [], None
+        for callback in callbacks:
+            self._call(callback)
+
+    def _call(self, callback: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            logger.exception("a callback of a task run's future failed")
+
 
 class ZfastFuture(PrefectConcurrentFuture[Any]):
     """The future of a task run on a zfast worker. Threads: any.
@@ -27,7 +66,7 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
     """
 
     def __init__(self, task_run_id: UUID) -> None:
-        super().__init__(task_run_id, concurrent.futures.Future())
+        super().__init__(task_run_id, _Outcome())
         self._parcel: Parcel | None = None
         self._handover: Handover | None = None
         self._decoding = threading.Lock()

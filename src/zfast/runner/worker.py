@@ -22,6 +22,7 @@ from zfast._watchdog import watch_parent
 from zfast.codec import Payload
 from zfast.context import process_context
 from zfast.errors import ArenaError, ProtocolError, WorkerError
+from zfast.runner import cycles
 from zfast.runner.job import Blob
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
@@ -227,11 +228,14 @@ def main(config_json: str) -> None:
         connection.post(Note(job_id, topic), [data])
 
     executor: Executor = getattr(importlib.import_module(module_name), name)(notify)
+    cycles.modules_loaded()
     connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
     while (order := connection.jobs.get()) is not None:
         job_id = order.job_id
-        _run_job(connection, executor, order)
+        shared_nbytes = sum(parcel.shared_nbytes for parcel in order.parcels)
+        shared_nbytes += _run_job(connection, executor, order)
         del order  # its payloads are not to outlive it while the worker waits
+        cycles.job_done(shared_nbytes)
     executor.close()
     connection.close()
 
@@ -244,7 +248,8 @@ def share_arrays() -> None:
         logger.warning("results are copied, not shared: %s", error)
 
 
-def _run_job(connection: HubConnection, executor: Executor, order: Order) -> None:
+def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int:
+    """Run a job and send its result; the bytes of it that are shared."""
     try:
         result = executor.run(order.code, order.context, order.parcels)
         done, buffers = connection.leases.pack(order.job_id, result)
@@ -254,9 +259,10 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> Non
         connection.post(
             Failed(order.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
         )
-        return
+        return 0
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
         # The next job may change what this one returned: the buffers must be out by then.
         connection.post_and_wait(done, buffers)
     else:
         connection.post(done, buffers)
+    return sum(descriptor.nbytes for descriptor in done.shared if descriptor is not None)
