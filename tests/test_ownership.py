@@ -129,6 +129,8 @@ EXCLUSIVE: dict[str, Callable[[], Any]] = {
     ),
     "namespace": lambda: types.SimpleNamespace(a=np.ones(N)),
     "instance": lambda: Plain(np.ones(N)),
+    "instance and its dict": lambda: (lambda p: [vars(p), p, vars(p)])(Plain(np.ones(N))),
+    "dict of an instance": lambda: vars(Plain(np.ones(N))),
     "instance with slots": lambda: Slotted(np.ones(N)),
     "dataclass": lambda: Record(frame(), [np.ones(N)]),
     "subclass": lambda: np.ones(N).view(Tagged),
@@ -390,6 +392,22 @@ def in_a_dict_of_an_instance() -> Any:
     return value, lambda: _fill(kept[0]["array"])
 
 
+def in_a_dict_of_an_instance_of_a_container() -> Any:
+    class Items(list[Any]):
+        pass
+
+    value = Items()
+    value.array = np.zeros(N)  # type: ignore[attr-defined]
+    keep(vars(value))
+    return [value], lambda: _fill(kept[0]["array"])
+
+
+def in_a_dict_of_an_instance_beside_it() -> Any:
+    value = Plain(np.zeros(N))
+    keep(vars(value))
+    return [vars(value), value], lambda: _fill(kept[0]["array"])
+
+
 def by_an_instance_that_is_kept() -> Any:
     return keep(Slotted(np.zeros(N))), lambda: _fill(kept[0].array)
 
@@ -551,6 +569,8 @@ SHARED = [
     in_a_traceback,
     in_a_list_that_is_kept,
     in_a_dict_of_an_instance,
+    in_a_dict_of_an_instance_of_a_container,
+    in_a_dict_of_an_instance_beside_it,
     by_an_instance_that_is_kept,
     by_a_bound_method,
     in_an_array_of_objects,

@@ -10,7 +10,6 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any, Final
 
 from zfast.ownership._walk import Found, Kind, base_of, elements_of, flat
@@ -39,9 +38,7 @@ def judge(found: Found) -> set[int]:
     Returns:
         Their ids.
     """
-    nodes = [*found.containers, *found.shells, *found.arrays, *found.object_arrays, *found.weak]
-    ids = list(map(id, nodes))
-    del nodes
+    ids = list(map(id, found))
     counts, weak_counts, held, shelled, array_held, bases, object_held, elements, targets = (
         _snapshot(found)
     )
@@ -63,7 +60,10 @@ def judge(found: Found) -> set[int]:
     refer(found.object_arrays, object_held)
     refer(found.object_arrays, map(flat, elements, (array.ndim for array in found.object_arrays)))
     for shell, values in zip(found.shells, shelled, strict=True):
-        successors[id(shell)] = list(map(id, values))
+        successors[shell] = list(map(id, values))
+    for position, shell in found.shell_owners:
+        references[shell] += 1
+        successors[id(found.containers[position])].append(shell)
     for reference, target in zip(found.weak, map(id, targets), strict=True):
         successors[id(reference)] = [target]
         weak_references[target] = weak_references.get(target, 0) + 1
@@ -90,13 +90,12 @@ def judge(found: Found) -> set[int]:
 
 def _snapshot(found: Found) -> list[list[Any]]:
     """Count all references and list them, at one moment: no other thread runs in between."""
-    nodes = (found.containers, found.shells, found.arrays, found.object_arrays, found.weak)
     reads: tuple[Iterable[Any], ...] = (
         # Counted before the lists below refer to anything.
-        map(sys.getrefcount, chain(*nodes)),
-        map(weakref.getweakrefcount, chain(*nodes)),
+        map(sys.getrefcount, found),
+        map(weakref.getweakrefcount, found),
         map(gc.get_referents, found.containers),
-        map(list, map(dict.values, found.shells)),
+        map(list, map(dict.values, found.shells.values())),
         map(gc.get_referents, found.arrays),
         map(base_of, found.arrays),
         map(gc.get_referents, found.object_arrays),

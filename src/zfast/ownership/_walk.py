@@ -15,7 +15,7 @@ import types
 import typing
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -58,7 +58,9 @@ _MADE_IN_C: Final = (
     types.ClassMethodDescriptorType,
     types.BuiltinFunctionType,
 )
+# Flags of types (CPython's object.h).
 _HEAP_TYPE: Final = 1 << 9
+_INLINE_VALUES: Final = 1 << 2
 
 # Taken from the class, so that no subclass can put Python code in their place.
 base_of: Any = np.ndarray.base.__get__
@@ -67,7 +69,21 @@ elements_of: Any = np.ndarray.tolist
 _python_made: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 
 
-_Walk = tuple[Kind, _Length | None]
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """How objects of one type are walked.
+
+    Attributes:
+        kind: What they are.
+        length: What takes their length, if they may be long.
+        inline: Whether they hold their attributes themselves even where they have a dictionary
+            (since Python 3.13). It then shows the attributes, yet refers to nothing, and does not
+            show as referred to.
+    """
+
+    kind: Kind
+    length: _Length | None
+    inline: bool
 
 
 @dataclass(slots=True)
@@ -77,7 +93,8 @@ class Found:
     Attributes:
         containers: Objects that hold others, the box first.
         kinds: What each of them is.
-        shells: Dictionaries of instances that hold their values themselves (since Python 3.13).
+        shells: Dictionaries of instances, by id, where an instance holds its values itself.
+        shell_owners: Which container an instance is, and the id of its dictionary.
         arrays: Arrays without Python objects in them, and views of those that have some.
         object_arrays: Arrays that own memory with Python objects in it.
         weak: Weak references.
@@ -85,10 +102,17 @@ class Found:
 
     containers: list[object] = field(default_factory=list)
     kinds: list[Kind] = field(default_factory=list)
-    shells: list[dict[str, object]] = field(default_factory=list)
+    shells: dict[int, dict[str, object]] = field(default_factory=dict)
+    shell_owners: list[tuple[int, int]] = field(default_factory=list)
     arrays: list[Array] = field(default_factory=list)
     object_arrays: list[Array] = field(default_factory=list)
     weak: list[weakref.ref[object]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[object]:
+        """All of them, by C code only."""
+        return chain(
+            self.containers, self.shells.values(), self.arrays, self.object_arrays, self.weak
+        )
 
 
 def find(box: list[object], max_references: int) -> Found:
@@ -112,11 +136,12 @@ def find(box: list[object], max_references: int) -> Found:
                 walk = walks[cls] = _walk_of(cls)
             if walk is None or id(node) in seen:
                 continue
-            kind, length = walk
-            if length is not None and length(node) > left:
+            if walk.length is not None and walk.length(node) > left:
                 continue
             seen.add(id(node))
-            referents = _add(node, kind, found, left)
+            referents = _add(node, walk, found, left)
+            if walk.inline and found.shell_owners:
+                seen.add(found.shell_owners[-1][1])
             following += referents
             left -= len(referents)
             if left <= 0:
@@ -125,13 +150,13 @@ def find(box: list[object], max_references: int) -> Found:
     return found
 
 
-def _add(node: Any, kind: Kind, found: Found, max_elements: int) -> list[object]:
+def _add(node: Any, walk: _Walk, found: Found, max_elements: int) -> list[object]:
     """Note a node; what it refers to."""
-    if kind is Kind.WEAK:
+    if walk.kind is Kind.WEAK:
         found.weak.append(node)
         return []
     referents = gc.get_referents(node)
-    if kind is Kind.ARRAY:
+    if walk.kind is Kind.ARRAY:
         base = base_of(node)
         if base is not None:
             referents.append(base)
@@ -139,11 +164,17 @@ def _add(node: Any, kind: Kind, found: Found, max_elements: int) -> list[object]
             found.object_arrays.append(node)
             return referents + flat(elements_of(node), node.ndim)
         found.arrays.append(node)
-    elif not referents and type(node) is dict and node:
-        found.shells.append(node)
-    else:
-        found.containers.append(node)
-        found.kinds.append(kind)
+        return referents
+    if type(node) is dict and node and not referents:
+        found.shells[id(node)] = node
+        return list(node.values())
+    if walk.inline:
+        shell = object.__getattribute__(node, "__dict__")
+        if not any(referent is shell for referent in referents):
+            found.shells[id(shell)] = shell
+            found.shell_owners.append((len(found.containers), id(shell)))
+    found.containers.append(node)
+    found.kinds.append(walk.kind)
     return referents
 
 
@@ -158,9 +189,15 @@ def flat(elements: Any, ndim: int) -> list[object]:
 
 def _walk_of(cls: type) -> _Walk | None:
     kind = kind_of(cls)
+    inline = sys.version_info >= (3, 13) and bool(cls.__flags__ & _INLINE_VALUES)
+    if inline:
+        getter = next(vars(base)["__dict__"] for base in cls.__mro__ if "__dict__" in vars(base))
+        if type(getter) is not types.GetSetDescriptorType:
+            return None
     if kind is None:
         return None
-    return kind, next((length for base, length in _LENGTHS if issubclass(cls, base)), None)
+    length = next((length for base, length in _LENGTHS if issubclass(cls, base)), None)
+    return _Walk(kind, length, inline)
 
 
 def kind_of(cls: type) -> Kind | None:
