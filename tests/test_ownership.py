@@ -65,8 +65,8 @@ class Slotted:
 
 @dataclasses.dataclass
 class Record:
-    frame: pd.DataFrame
     arrays: list[Any]
+    name: str
 
 
 class Tagged(np.ndarray[Any, Any]):
@@ -123,7 +123,7 @@ EXCLUSIVE: dict[str, Callable[[], Any]] = {
     "list, twice the same": lambda: [np.ones(N)] * 2,
     "dict": lambda: {"a": np.ones(N), "b": [1, "x", None]},
     "nested tuples": lambda: ((np.ones(N), 1), (2,)),
-    "namedtuple": lambda: Pair(np.ones(N), frame()),
+    "namedtuple": lambda: Pair(np.ones(N), None),
     "other containers": lambda: collections.deque(
         [collections.OrderedDict(a=np.ones(N)), collections.defaultdict(list, a=np.ones(N))]
     ),
@@ -132,7 +132,7 @@ EXCLUSIVE: dict[str, Callable[[], Any]] = {
     "instance and its dict": lambda: (lambda p: [vars(p), p, vars(p)])(Plain(np.ones(N))),
     "dict of an instance": lambda: vars(Plain(np.ones(N))),
     "instance with slots": lambda: Slotted(np.ones(N)),
-    "dataclass": lambda: Record(frame(), [np.ones(N)]),
+    "dataclass": lambda: Record([np.ones(N)], "x"),
     "subclass": lambda: np.ones(N).view(Tagged),
     "masked": lambda: np.ma.masked_array(np.ones(N), mask=np.zeros(N, bool)),
     "structured": structured,
@@ -143,6 +143,8 @@ EXCLUSIVE: dict[str, Callable[[], Any]] = {
     "array of arrays": lambda: np.array([np.ones(N), np.ones(N + 1), None], dtype=object),
     "2-d array of arrays": lambda: np.array([[np.ones(N), None], [None, 1]], dtype=object),
     "view of an array of arrays": lambda: np.array([np.ones(N), np.ones(3)], dtype=object)[::-1],
+}
+FRAMES: dict[str, Callable[[], Any]] = {
     "frame": frame,
     "frame of a dict": lambda: pd.DataFrame({name: mixed[name] * 1 for name in "fi"}),
     "mixed frame": lambda: pd.DataFrame({k: v.copy() for k, v in mixed.items()}),
@@ -171,6 +173,12 @@ EXCLUSIVE: dict[str, Callable[[], Any]] = {
     "frame with attrs": lambda: _with_attrs(frame()),
     "transposed frame": lambda: frame(200).T,
 }
+
+
+COPIES_ON_WRITE = int(pd.__version__.split(".")[0]) >= 3
+if COPIES_ON_WRITE:
+    EXCLUSIVE |= FRAMES
+of_frames = pytest.mark.skipif(not COPIES_ON_WRITE, reason="this pandas does not copy on write")
 
 
 def _with_attrs(made: pd.DataFrame) -> pd.DataFrame:
@@ -628,6 +636,7 @@ def index_kept() -> Any:
     return frame().set_axis(keep(pd.Index(np.arange(N) * 2)))
 
 
+@of_frames
 @pytest.mark.parametrize("make", [frame_kept, frame_in_a_list_kept, index_kept])
 def test_a_frame_that_is_kept_copies_on_write(make: Callable[[], Any]) -> None:
     box = [make()]
@@ -712,12 +721,27 @@ def test_a_lock_beside_an_array_does_no_harm() -> None:
     assert find_exclusive([[threading.Lock(), sys.stderr, np.ones(N)]])
 
 
+@of_frames
 def test_the_values_of_a_nullable_column_are_copied_and_its_mask_is_not() -> None:
     box = [pd.DataFrame({"x": pd.array(np.arange(N), dtype="Int64")})]
     exclusive = find_exclusive(box)
     exclusive.seal()
     assert [nbytes for _, nbytes in exclusive.blocks] == [N]
     assert int(box[0]["x"].cumsum().iloc[-1]) == N * (N - 1) // 2
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_that_does_not_copy_on_write_is_copied(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zfast.ownership._walk.copies_on_write", lambda: False)
+    exclusive = find_exclusive([FRAMES[name]()])
+    assert not exclusive
+
+
+def test_without_the_gil_everything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    assert not find_exclusive([np.ones(N)])
 
 
 # --- how far it looks ----------------------------------------------------------------------------
@@ -765,6 +789,7 @@ def test_a_small_part_of_a_large_block_is_copied() -> None:
 # --- the wrapper ---------------------------------------------------------------------------------
 
 
+@of_frames
 def test_a_wrapped_function_gives_sealed_results() -> None:
     seen: list[Exclusive] = []
 
@@ -818,6 +843,7 @@ def test_an_input_that_is_returned_is_the_callers_too() -> None:
     assert array.flags.writeable
 
 
+@of_frames
 def test_an_input_with_a_new_column_shares_the_column() -> None:
     seen: list[Exclusive] = []
 

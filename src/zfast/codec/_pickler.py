@@ -44,7 +44,7 @@ _PRIVATE: dict[tuple[str, str], Any] = {
 }
 
 
-def _by_name(obj: Any) -> Any:
+def by_name(obj: Any) -> Any:
     """Stands for Pickler._reduce_global, which as a bound method would make a reference cycle."""
     raise NotImplementedError
 
@@ -80,17 +80,17 @@ class Pickler(_CloudPickler):  # type: ignore[misc]
             reducer = self._reducers[cls]
         except KeyError:
             reducer = self._reducers[cls] = self._reducer_for(cls)
-        if reducer is _by_name:
+        if reducer is by_name:
             return self._reduce_global(obj)
         return NotImplemented if reducer is None else reducer(obj)
 
     def _reducer_for(self, cls: type) -> Callable[[Any], Any] | None:
         if cls is FunctionType or issubclass(cls, type):
-            return _by_name
+            return by_name
         if cls in copyreg.dispatch_table:  # registered by the user, who knows better
             return None
         if cls is memoryview:
-            return _reduce_memoryview
+            return reduce_memoryview
         if issubclass(cls, np.ndarray):
             return array_reducer(cls)
         reducer: Callable[[Any], Any] | None = (
@@ -168,7 +168,8 @@ class OutOfBand:
         return type(self.data), (pickle.PickleBuffer(self.data),)
 
 
-def _reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    """Reduce a memoryview to its bytes, out of band; one with gaps becomes ``bytes``."""
     if not view.c_contiguous or view.format.lstrip("@") not in _NATIVE_FORMATS:
         return bytes, (view.tobytes(),)
     shape = list(view.shape or ())

@@ -229,8 +229,12 @@ def _pandas_kinds() -> tuple[tuple[type, Kind], ...]:
 def _is_known(cls: type) -> bool:
     if cls in _HOLDERS or cls is np.ndarray:
         return True
-    if str(cls.__module__).startswith("pandas._libs."):
-        return bool(_pandas_kinds()) and copies_on_write()
+    module = str(cls.__module__)
+    if module.partition(".")[0] == "pandas":
+        if not (_pandas_kinds() and copies_on_write()):
+            return False
+        if module.startswith("pandas._libs."):
+            return True
     try:
         return _python_made[cls]
     except KeyError:
