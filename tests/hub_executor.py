@@ -8,7 +8,7 @@ from zfast.codec import decode, encode
 class FunctionExecutor:
     """The code blob is not used; parcel 0 is a function, parcel 1 its argument."""
 
-    def __init__(self, notify):
+    def __init__(self, notify, identify):
         self._notify = notify
 
     def run(self, code, context, parcels):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, partial
 from typing import Any, TypedDict, cast
 from uuid import UUID
@@ -19,8 +19,10 @@ from prefect.tasks import Task
 
 from zfast import arena
 from zfast.codec import Payload, decode, encode
+from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.ownership import Exclusive, share_results
+from zfast.prefect.caching import fast_policy
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
 from zfast.runner import cycles
@@ -48,8 +50,13 @@ class TaskExecutor:
     of the parcels that follow, the earlier task's final State.
     """
 
-    def __init__(self, notify: Callable[[str, bytes], None]) -> None:
+    def __init__(
+        self,
+        notify: Callable[[str, bytes], None],
+        identify: Callable[[memoryview], Hashable | None],
+    ) -> None:
         forward_logs(notify)
+        self._digests = BufferDigests(identify)
         self._tasks: dict[bytes, Task[Any, Any]] = {}
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
@@ -90,6 +97,7 @@ class TaskExecutor:
             task = cloudpickle.loads(code.data)
             # Before Prefect, its hooks and its caches see what the function returns.
             task.fn = share_results(task.fn, _seal_blocks, min_nbytes=SHARED_MIN_NBYTES)
+            task.cache_policy = fast_policy(task.cache_policy, self._digests)
             self._tasks[code.digest] = task
             cycles.modules_loaded()
         return task

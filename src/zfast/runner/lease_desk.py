@@ -42,7 +42,7 @@ class LeaseDesk:
         self._frees: defaultdict[Process, list[int]] = defaultdict(list)
         self._drops: list[bytes] = []
         self.guard = ForkGuard(lambda: bool(self._table.n_held(DRIVER)), self._end)
-        self.handover = Handover(self, self._peers, shared=shared)
+        self.handover = Handover(self, lambda: list(self._segments.values()), shared=shared)
 
     # ---- any thread: what the driver gives and reads ------------------------------------
 
@@ -64,9 +64,6 @@ class LeaseDesk:
     def _end(self, descriptor: Descriptor) -> None:
         self._command(lambda: self._release(DRIVER, [descriptor.key]))
 
-    def _peers(self) -> Iterable[PeerSegment]:
-        return [s for s in list(self._segments.values()) if isinstance(s, PeerSegment)]
-
     # ---- the hub's thread ---------------------------------------------------------------
 
     def admit(self, worker: Process, pid: int) -> None:
@@ -86,7 +83,7 @@ class LeaseDesk:
         except BaseException:
             os.close(fd)
             raise
-        self._keep(segment_id, PeerSegment(segment_id, lambda: (os.dup(fd), nbytes)), fd, nbytes)
+        self._keep(segment_id, PeerSegment(lambda: (os.dup(fd), nbytes)), fd, nbytes)
 
     def lend_segment(self, pid: int, segment_id: bytes) -> tuple[int, int]:
         """A descriptor, which stays the desk's, and the size of a segment.

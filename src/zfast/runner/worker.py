@@ -48,7 +48,11 @@ Notify = Callable[[str, bytes], None]
 
 
 class Executor(Protocol):
-    """What runs jobs; made once, in the worker's main thread, with a function to send notes."""
+    """What runs jobs; made once, in the worker's main thread.
+
+    It is made with a function that sends notes, and one that names the memory of a buffer if that
+    was received and can never change.
+    """
 
     def run(self, code: Blob, context: Blob, parcels: list[Parcel]) -> list[Payload]:
         """Run one job: its blobs and parcels in, the result's payloads out.
@@ -227,7 +231,9 @@ def main(config_json: str) -> None:
     def notify(topic: str, data: bytes) -> None:
         connection.post(Note(job_id, topic), [data])
 
-    executor: Executor = getattr(importlib.import_module(module_name), name)(notify)
+    executor: Executor = getattr(importlib.import_module(module_name), name)(
+        notify, connection.leases.handover.identify
+    )
     cycles.modules_loaded()
     connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
     while (order := connection.jobs.get()) is not None:

@@ -36,8 +36,10 @@ class WorkerLeases:
         self._ended: deque[Descriptor] = deque()
         self._n_held = 0
         self.guard = ForkGuard(lambda: self._n_held > 0, self._end)
-        self._handover = Handover(
-            self, lambda: list(self._peers.values()), shared=segment_socket is not None
+        self.handover = Handover(
+            self,
+            lambda: [*list(self._peers.values()), *list(self._own.values())],
+            shared=segment_socket is not None,
         )
 
     # ---- any thread --------------------------------------------------------------------
@@ -49,7 +51,7 @@ class WorkerLeases:
 
         What the payloads were encoded from must live until it is on its way.
         """
-        parcels = [self._handover.pack(payload) for payload in payloads]
+        parcels = [self.handover.pack(payload) for payload in payloads]
         counts, shared, buffers = join_parcels(parcels)
         return Done(job_id, counts, shared), buffers
 
@@ -95,7 +97,7 @@ class WorkerLeases:
         if keys:
             self._n_held -= len(keys)
             messages.append(Release(keys))
-        released = self._handover.take_released()
+        released = self.handover.take_released()
         if released:
             for segment_id in released:
                 self._own.pop(segment_id, None)
@@ -110,8 +112,6 @@ class WorkerLeases:
         segment_id = descriptor.segment_id
         segment: Segment | None = self._own.get(segment_id) or self._peers.get(segment_id)
         if segment is None:
-            segment = self._peers[segment_id] = PeerSegment(
-                segment_id, lambda: self._client.fetch(segment_id)
-            )
+            segment = self._peers[segment_id] = PeerSegment(lambda: self._client.fetch(segment_id))
         self._n_held += 1
         return Lease(descriptor, segment, self.guard.end)

@@ -12,7 +12,7 @@ from zfast import arena
 from zfast.codec import Payload, address_of
 from zfast.errors import ArenaError
 from zfast.sharing.descriptor import Descriptor
-from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
+from zfast.sharing.segments import Lease, OwnSegment, Segment
 
 #: A smaller buffer is cheaper in a frame than as a publication.
 SHARED_MIN_NBYTES = 64 * 1024
@@ -71,14 +71,14 @@ class Handover:
 
     Args:
         authority: Who hears of it.
-        segments: The peers' segments that are known here.
+        segments: The segments that something is read in here.
         shared: False where processes cannot share memory: everything travels.
     """
 
     def __init__(
         self,
         authority: Authority,
-        segments: Callable[[], Iterable[PeerSegment]],
+        segments: Callable[[], Iterable[Segment]],
         *,
         shared: bool,
     ) -> None:
@@ -120,6 +120,15 @@ class Handover:
             parcel.header,
             [p if isinstance(p, Lease) else memoryview(bytes(p)) for p in parcel.parts],
         )
+
+    def identify(self, buffer: memoryview) -> Descriptor | None:
+        """Name the memory of a buffer that was received and so can never change, else None."""
+        address = address_of(buffer)
+        for segment in self._segments():
+            descriptor = segment.find(address, buffer.nbytes)
+            if descriptor is not None:
+                return descriptor
+        return None
 
     def take_released(self) -> list[bytes]:
         """Segments that were made known and that the arena has given back since."""

@@ -5,20 +5,47 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-from zfast import _arena
+from zfast import arena
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.forks import n_forks
 
 
-class Segment(Protocol):
-    """Where publications lie."""
+class Segment(ABC):
+    """Where publications lie, and which leases on it are read in this process. Threads: any."""
 
-    def view(self, descriptor: Descriptor, owner: object) -> memoryview:
-        """Read-only bytes of a publication; they keep ``owner`` and the mapping alive."""
-        ...
+    def __init__(self) -> None:
+        self._address: int | None = None
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+    def view(self, lease: Lease) -> memoryview:
+        """Read-only bytes of a publication; they keep the lease and the mapping alive.
+
+        Raises:
+            ArenaError: The segment cannot be mapped, or ends before the publication does.
+        """
+        descriptor = lease.descriptor
+        view = self._view(descriptor.offset, descriptor.nbytes, lease)
+        self._address = view.address - descriptor.offset
+        self._leases.add(lease)
+        return memoryview(view)
+
+    def find(self, address: int, nbytes: int) -> Descriptor | None:
+        """Describe a range of memory that a lease covers which is read here, else None."""
+        if self._address is None or address < self._address:
+            return None
+        offset = address - self._address
+        for lease in list(self._leases):
+            known = lease.descriptor
+            part = Descriptor(known.segment_id, known.generation, offset, nbytes)
+            if part.within(known):
+                return part
+        return None
+
+    @abstractmethod
+    def _view(self, offset: int, nbytes: int, owner: object) -> arena.SharedView: ...
 
 
 class Lease:
@@ -52,76 +79,44 @@ class Lease:
 
     def view(self) -> memoryview:
         """The publication's bytes, read-only."""
-        return self.segment.view(self.descriptor, self)
+        return self.segment.view(self)
 
     def __del__(self) -> None:
         if self._on_end is not None and self._pid == os.getpid():
             self._on_end(self.descriptor, self.born)
 
 
-class OwnSegment:
+class OwnSegment(Segment):
     """A segment of this process's arena."""
 
     def __init__(self, index: int) -> None:
+        super().__init__()
         self._index = index
 
-    def view(self, descriptor: Descriptor, owner: object) -> memoryview:
-        """Read-only bytes of a publication; they keep ``owner`` alive."""
-        return memoryview(_arena.own_view(self._index, descriptor.offset, descriptor.nbytes, owner))
+    def _view(self, offset: int, nbytes: int, owner: object) -> arena.SharedView:
+        return arena.own_view(self._index, offset, nbytes, owner)
 
 
-class PeerSegment:
+class PeerSegment(Segment):
     """A segment of another process, mapped when something in it is read first.
 
     Args:
         open_fd: Gives a descriptor of its memory and its size; the descriptor is closed again once
             it is mapped.
-
-    Threads: any.
     """
 
-    def __init__(self, segment_id: bytes, open_fd: Callable[[], tuple[int, int]]) -> None:
-        self.segment_id = segment_id
+    def __init__(self, open_fd: Callable[[], tuple[int, int]]) -> None:
+        super().__init__()
         self._open_fd = open_fd
-        self._mapping: _arena.Mapping | None = None
+        self._mapping: arena.Mapping | None = None
         self._lock = threading.Lock()
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
-    def view(self, descriptor: Descriptor, owner: object) -> memoryview:
-        """Read-only bytes of a publication; they keep ``owner`` and the mapping alive.
-
-        Raises:
-            ArenaError: The segment cannot be mapped, or ends before the publication does.
-        """
+    def _view(self, offset: int, nbytes: int, owner: object) -> arena.SharedView:
         with self._lock:
             if self._mapping is None:
-                fd, nbytes = self._open_fd()
+                fd, segment_nbytes = self._open_fd()
                 try:
-                    self._mapping = _arena.Mapping(fd, nbytes)
+                    self._mapping = arena.Mapping(fd, segment_nbytes)
                 finally:
                     os.close(fd)
-            mapping = self._mapping
-        if isinstance(owner, Lease):
-            self._leases.add(owner)
-        return memoryview(mapping.view(descriptor.offset, descriptor.nbytes, owner))
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether it takes up addresses of this process."""
-        return self._mapping is not None
-
-    def find(self, address: int, nbytes: int) -> Descriptor | None:
-        """Describe a range of memory that a live lease of this process covers, else None."""
-        mapping = self._mapping
-        if mapping is None or not mapping.contains(address):
-            return None
-        offset = address - mapping.address
-        for lease in self._live_leases():
-            known = lease.descriptor
-            part = Descriptor(known.segment_id, known.generation, offset, nbytes)
-            if part.within(known):
-                return part
-        return None
-
-    def _live_leases(self) -> Iterator[Lease]:
-        return iter(list(self._leases))
+        return self._mapping.view(offset, nbytes, owner)
