@@ -128,7 +128,7 @@ def test_arbitrary_bytes_are_refused_the_same_by_both(data):
     assert compiled == plain
 
 
-def header(version=1, flags=0, n=0, body_nbytes=0, magic=b"ZFST"):
+def header(version=2, flags=0, n=0, body_nbytes=0, magic=b"ZFST"):
     return struct.pack("<4sBBHQIIQ", magic, version, 7, flags, 0, n, 0, body_nbytes)
 
 
@@ -136,7 +136,7 @@ def header(version=1, flags=0, n=0, body_nbytes=0, magic=b"ZFST"):
 def test_each_kind_of_bad_header_is_named(decode):
     with pytest.raises(ProtocolError, match="magic is b'HTTP'"):
         decode([header(magic=b"HTTP")])
-    with pytest.raises(VersionMismatchError, match="wire version 9, this process speaks 1"):
+    with pytest.raises(VersionMismatchError, match="wire version 9, this process speaks 2"):
         decode([header(version=9)])
     with pytest.raises(FrameTooLargeError, match="4294967295 buffers announced"):
         decode([header(n=2**32 - 1)])

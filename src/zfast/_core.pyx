@@ -40,7 +40,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.errno cimport EAGAIN, EINTR
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from zmq cimport Socket
@@ -86,8 +86,24 @@ cdef extern from "_libzmq.h" nogil:
     zf_tracker *zf_tracker_new()
     void zf_tracker_unref(zf_tracker *)
     int zf_tracker_done(zf_tracker *)
+    void zf_tracker_hold(zf_tracker *)
+    void zf_tracker_unhold(zf_tracker *)
     long zf_lent()
     int zf_wait(zf_tracker *, long)
+
+
+cdef extern from "_pool.h" nogil:
+    ctypedef struct zf_block:
+        char *data
+        size_t capacity
+    void zf_pool_init()
+    zf_block *zf_pool_take(size_t)
+    void zf_pool_put(zf_block *)
+    void zf_pool_trim(size_t, int64_t)
+    void zf_pool_limit(size_t)
+    void zf_pool_stats(size_t *, size_t *, uint64_t *, uint64_t *)
+    int64_t zf_now_ms()
+    void zf_keep_heap_warm(size_t)
 
 
 cdef extern from "_libzmq.h":
@@ -125,6 +141,7 @@ def _bind_libzmq():
             "Install a current pyzmq wheel: pip install -U --only-binary pyzmq 'pyzmq>=27'."
         )
     zf_init()
+    zf_pool_init()
     return (major, minor, patch)
 
 
@@ -137,13 +154,15 @@ POLLOUT = ZMQ_POLLOUT
 cdef enum:
     HEADER = 32
     ALIGN = 64
-    VERSION = 1
+    VERSION = 2
     BATCH_FLAG = 1
     BUFFERS_LIMIT = 1 << 20
     INLINE_MAX = 64 * 1024
     INLINE_TOTAL_MAX = 1024 * 1024
     BATCH_NBYTES = 1024 * 1024
     BATCH_COUNT = 65536
+    # How long warm memory stays in the pool when nobody asks for it.
+    POOL_IDLE_MS = 10_000
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
 cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
 
@@ -192,8 +211,11 @@ cdef int reaper_pid = 0
 def _reap_for_ever():
     while True:
         with nogil:
-            zf_wait(NULL, -1)
+            # The pool has no signal: look now and then.
+            zf_wait(NULL, POOL_IDLE_MS // 2)
         zf_drain()
+        with nogil:
+            zf_pool_trim(<size_t>-1, zf_now_ms() - POOL_IDLE_MS)
 
 
 cdef int ensure_reaper() except -1:
@@ -231,6 +253,14 @@ cdef class SendTracker:
         """True once the caller may change the buffers again."""
         return zf_tracker_done(self.tracker) != 0
 
+    def hold(self) -> None:
+        """Count as not done until ``unhold``: more of the message is still to be sent."""
+        zf_tracker_hold(self.tracker)
+
+    def unhold(self) -> None:
+        """Undo one ``hold``."""
+        zf_tracker_unhold(self.tracker)
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until ``done``, at most ``timeout`` seconds. Returns ``done``; releases the GIL."""
         cdef long left_ms, slice_ms
@@ -248,6 +278,86 @@ cdef class SendTracker:
                     break
         zf_drain()
         return zf_tracker_done(self.tracker) != 0
+
+
+# ---- warm memory ---------------------------------------------------------------------------
+
+@cython.final
+cdef class Block:
+    """Writable memory for one received value, warm when the pool had some of about its size.
+
+    Args:
+        nbytes: Its length. What it holds at first is not defined.
+
+    Raises:
+        MemoryError: There is no memory.
+
+    Lifetime: views keep it alive; with the last one its memory goes back to the pool. The address
+    is a multiple of 4096. Threads: any, for parts that do not overlap.
+    """
+
+    cdef zf_block *block
+    cdef size_t nbytes
+
+    def __cinit__(self, size_t nbytes):
+        with nogil:
+            self.block = zf_pool_take(nbytes)
+        if self.block is NULL:
+            raise MemoryError(f"no memory to receive a value of {nbytes} bytes")
+        self.nbytes = nbytes
+        ensure_reaper()
+
+    def __dealloc__(self):
+        if self.block is not NULL:
+            zf_pool_put(self.block)
+
+    def __len__(self):
+        return self.nbytes
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.block.data, self.nbytes, 0, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        pass
+
+    def write(self, size_t offset, const uint8_t[::1] piece not None) -> None:
+        """Copy ``piece`` to ``offset``; releases the GIL.
+
+        Raises:
+            ValueError: It does not fit; nothing was written.
+        """
+        cdef size_t nbytes = piece.shape[0]
+        if offset > self.nbytes or nbytes > self.nbytes - offset:
+            raise ValueError(f"{nbytes} bytes at {offset} do not fit in {self.nbytes}")
+        if nbytes:
+            with nogil:
+                memcpy(self.block.data + offset, &piece[0], nbytes)
+
+
+def pool_statistics() -> tuple[int, int, int, int]:
+    """Bytes retained for reuse, bytes in use; blocks reused and mapped so far."""
+    cdef size_t retained, in_use
+    cdef uint64_t reused, mapped
+    zf_pool_stats(&retained, &in_use, &reused, &mapped)
+    return retained, in_use, reused, mapped
+
+
+def limit_pool(size_t nbytes) -> None:
+    """Retain at most so many bytes for reuse, from now on. Memory in use is not counted."""
+    with nogil:
+        zf_pool_limit(nbytes)
+
+
+def trim_pool() -> None:
+    """Give back all memory that is retained for reuse."""
+    with nogil:
+        zf_pool_trim(0, 0)
+
+
+def keep_heap_warm(size_t nbytes) -> None:
+    """Let libzmq's frames, up to ``nbytes`` of them, come and go without page faults."""
+    with nogil:
+        zf_keep_heap_warm(nbytes)
 
 
 # ---- received frames -----------------------------------------------------------------------
@@ -291,11 +401,13 @@ cdef class Message:
         body: Read-only view of the body; it borrows from the header frame.
         buffers: Read-only views of the payload's buffers in the order they were sent. Large ones
             borrow from libzmq's memory, inline ones from one 16-byte aligned copy.
+        nbytes: Of the body and the buffers together.
         routing_id: The sender's, when received from a ROUTER; else None.
     """
 
     cdef readonly int kind
     cdef readonly int flags
+    cdef readonly uint64_t nbytes
     cdef readonly object request_id
     cdef readonly object body
     cdef readonly list buffers
@@ -361,6 +473,11 @@ cdef class Batch:
         return out
 
     @property
+    def nbytes(self) -> int:
+        """Of all payloads together."""
+        return self.offset(self.n)
+
+    @property
     def data(self) -> memoryview:
         return self.view[self.data_start:]
 
@@ -410,7 +527,7 @@ cdef Message decode_views(list views):
     cdef Py_buffer head
     cdef const uint8_t *data
     cdef size_t nbytes, position, inline_start, end
-    cdef uint64_t entry, length
+    cdef uint64_t entry, length, total
     cdef Py_ssize_t next_frame = 1, n_frames = len(views), have
     cdef uint32_t i
     cdef Message message = Message.__new__(Message)
@@ -437,6 +554,7 @@ cdef Message decode_views(list views):
                 offset=24,
             )
         message.body = view[position:position + header.body_nbytes]
+        total = header.body_nbytes
         position += header.body_nbytes
         # One copy brings all inline buffers to an aligned address: libzmq cuts small frames from
         # its read buffer at any address, and lets that buffer go once they are copied.
@@ -457,6 +575,7 @@ cdef Message decode_views(list views):
                         <const char *>data + inline_start, nbytes - inline_start
                     ))
                 end = position + length
+                total += length
                 buffers.append(inline_view[position - inline_start:end - inline_start])
                 position = end
                 continue
@@ -472,6 +591,7 @@ cdef Message decode_views(list views):
                     frame_index=next_frame, offset=HEADER + 8 * i,
                 )
             buffers.append(views[next_frame])
+            total += length
             next_frame += 1
         if position != nbytes:
             raise ProtocolError(
@@ -485,6 +605,7 @@ cdef Message decode_views(list views):
     message.flags = header.flags
     message.request_id = header.request_id
     message.buffers = buffers
+    message.nbytes = total
     return message
 
 
@@ -863,6 +984,30 @@ def pack(payloads, *, int kind=0, uint64_t request_id=0) -> bytes:
     return out
 
 
+def plan_batch(
+    list payloads not None, Py_ssize_t start=0, *,
+    size_t max_nbytes=BATCH_NBYTES, Py_ssize_t max_count=BATCH_COUNT,
+) -> tuple[int, int]:
+    """How many payloads from ``start`` on make the next batch, and how many bytes they have.
+
+    Arguments and errors as ``send_batch``, which packs just these if it is given them as
+    ``max_count`` and ``max_nbytes``.
+    """
+    cdef uint64_t data_nbytes
+    cdef Py_ssize_t count
+    check_batch(payloads, start, max_count)
+    count = count_batch(payloads, start, max_nbytes, max_count, &data_nbytes)
+    return count, data_nbytes
+
+
+cdef int check_batch(list payloads, Py_ssize_t start, Py_ssize_t max_count) except -1:
+    if start < 0 or start >= len(payloads):
+        raise ConfigError(f"start {start} is outside a list of {len(payloads)} payloads")
+    if max_count < 1:
+        raise ConfigError(f"max_count must be at least 1, not {max_count}")
+    return 0
+
+
 def send_batch(
     Socket socket not None,
     list payloads not None,
@@ -890,10 +1035,7 @@ def send_batch(
     cdef uint64_t data_nbytes
     cdef Py_ssize_t count
     cdef Outgoing outgoing
-    if start < 0 or start >= len(payloads):
-        raise ConfigError(f"start {start} is outside a list of {len(payloads)} payloads")
-    if max_count < 1:
-        raise ConfigError(f"max_count must be at least 1, not {max_count}")
+    check_batch(payloads, start, max_count)
     count = count_batch(payloads, start, max_nbytes, max_count, &data_nbytes)
     outgoing = new_outgoing(2)
     if routing_id is not None:

@@ -35,7 +35,7 @@ from itertools import pairwise
 from zfast.errors import ConfigError, FrameTooLargeError, ProtocolError, VersionMismatchError
 
 MAGIC = b"ZFST"
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER_NBYTES = 32
 ALIGNMENT = 64
 FLAG_BATCH = 1

@@ -168,6 +168,16 @@ static long zf_drain(void) {
   return released;
 }
 
+/* A message that is sent in several parts is not done between two of them. */
+static void zf_tracker_hold(zf_tracker *tracker) { atomic_fetch_add(&tracker->lent, 1); }
+
+static void zf_tracker_unhold(zf_tracker *tracker) {
+  atomic_fetch_sub(&tracker->lent, 1);
+  pthread_mutex_lock(&zf_mutex);
+  pthread_cond_broadcast(&zf_cond);
+  pthread_mutex_unlock(&zf_mutex);
+}
+
 static int zf_tracker_done(zf_tracker *tracker) { return atomic_load(&tracker->lent) == 0; }
 
 static long zf_lent(void) { return atomic_load(&zf_n_lent); }

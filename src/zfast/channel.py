@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 from zfast import _core
 from zfast.codec import Payload, decode, encode
 from zfast.deadline import Deadline
-from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError
-from zfast.link import DEFAULT_HWM, Link
+from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
+from zfast.link import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LOOK_AGAIN_S, Link, LinkOptions
+from zfast.peer import Kind, Peer
+from zfast.streams import OutgoingStream, StreamedValue
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: A value or batch above this is streamed.
+PLAIN_MAX_NBYTES = 1 << 20
 
 
 class Channel:
@@ -35,29 +41,53 @@ class Channel:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        # Over inproc libzmq hands the receiver the sender's own memory.
-        self._shares_memory = link.endpoint.startswith("inproc:")
         self._busy = threading.Lock()
 
     @classmethod
-    def bind(cls, endpoint: str, *, hwm: int = DEFAULT_HWM, insecure: bool = False) -> Self:
+    def bind(
+        cls,
+        endpoint: str,
+        *,
+        hwm: int = DEFAULT_HWM,
+        window_nbytes: int = DEFAULT_WINDOW_NBYTES,
+        memory_nbytes: int | None = None,
+        checksum: bool = False,
+        insecure: bool = False,
+    ) -> Self:
         """Open the side that peers connect to.
 
         Args:
             endpoint: ``inproc://name``, ``ipc:///path`` or ``tcp://host:port``.
             hwm: High-water mark in messages, for each peer and direction.
+            window_nbytes: What may be under way from one peer: sent, and not yet received by a
+                call of this channel. It lies in the queues of both sides. At least 8 MiB.
+            memory_nbytes: What this side holds of values above 8 MiB that ``recv`` has not taken
+                yet. A larger value is refused, one that finds others in its place waits for them.
+                None is half of the machine's memory.
+            checksum: Send digests (XXH3) with values above 1 MiB; the receiver checks them.
             insecure: Allow unencrypted tcp, on loopback only.
 
         Raises:
-            ConfigError: The endpoint is malformed or unprotected.
+            ConfigError: The endpoint is malformed or unprotected, or a limit is out of range.
             TransportError: It cannot be bound; ``errno`` says why.
         """
-        return cls(Link(endpoint, bound=True, hwm=hwm, insecure=insecure))
+        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure)
+        return cls(Link(endpoint, bound=True, options=options))
 
     @classmethod
-    def connect(cls, endpoint: str, *, hwm: int = DEFAULT_HWM, insecure: bool = False) -> Self:
+    def connect(
+        cls,
+        endpoint: str,
+        *,
+        hwm: int = DEFAULT_HWM,
+        window_nbytes: int = DEFAULT_WINDOW_NBYTES,
+        memory_nbytes: int | None = None,
+        checksum: bool = False,
+        insecure: bool = False,
+    ) -> Self:
         """Open the side that connects; the bound side may come later. Arguments as ``bind``."""
-        return cls(Link(endpoint, bound=False, hwm=hwm, insecure=insecure))
+        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure)
+        return cls(Link(endpoint, bound=False, options=options))
 
     @property
     def endpoint(self) -> str:
@@ -72,56 +102,105 @@ class Channel:
     @property
     def peers(self) -> list[bytes]:
         """On the bound side: routing ids of the peers that were heard of and have not left."""
-        return [peer.routing_id for peer in self._link.peers.values() if peer.routing_id]
+        return [peer.routing_id for peer in self._link.peers.values()
+            if peer.routing_id and not peer.gone]
 
     def send(self, value: object, *, timeout: float | None = None, to: bytes | None = None) -> None:
         """Send one value; on return the caller may change it again.
 
+        Values arrive in the order in which ``send`` and ``send_many`` were called. One above
+        1 MiB is streamed, and one above 8 MiB not before the peer receives: two threads or
+        processes are needed then. Large buffers are not copied, except over inproc.
+
         Args:
-            value: Anything the codec takes. Large buffers are not copied, except over inproc.
-            timeout: Seconds to wait for a peer with room in its queue, and for libzmq to have
-                read the buffers; None waits for ever.
+            value: Anything the codec takes.
+            timeout: Seconds to wait for a peer with room, and for libzmq to have read the
+                buffers; None waits for ever.
             to: Routing id of the peer; needed on the bound side when there are several.
 
         Raises:
-            SendTimeoutError: No peer took it in time. If ``detail`` says that it is under way,
-                its buffers stay borrowed until it is through or the channel closes.
+            SendTimeoutError: No peer took it in time; what it has of the value, it drops. If
+                ``detail`` says so, the buffers stay borrowed until the channel closes.
             CodecError: The value cannot be encoded; nothing was sent.
-            ChannelClosedError, TransportError: The channel cannot be used.
+            TransportError: The peer refused the value; the message says why.
+            ChannelClosedError: The channel is closed, or the peer has gone.
         """
         deadline = Deadline(timeout)
-        tracker = self._send_value(value, deadline, to, copy=self._shares_memory)
-        if not tracker.wait(deadline.left()):
-            raise SendTimeoutError(
-                f"{self.endpoint}: the peer did not take the whole value in {timeout} s",
-                detail="it is under way and its buffers are still borrowed",
-                hint="do not change the value before the channel is closed",
-            )
-
-    def send_view(
-        self, value: object, *, timeout: float | None = None, to: bytes | None = None
-    ) -> _core.SendTracker:
-        """Send one value and return at once, its large buffers borrowed.
-
-        The buffers must not change until the returned tracker is ``done``; over inproc that is
-        when the receiver has let go of the value. Arguments and errors as ``send``.
-        """
-        return self._send_value(value, Deadline(timeout), to, copy=False)
-
-    def _send_value(
-        self, value: object, deadline: Deadline, to: bytes | None, *, copy: bool
-    ) -> _core.SendTracker:
         payload = encode(value)
         tracker = _core.SendTracker()
         with self._in_use() as link:
-            link.send_message(
-                link.choose_peer(to, deadline),
-                (payload.header, payload.buffers),
-                deadline,
-                copy=copy,
-                tracker=tracker,
-            )
-        return tracker
+            peer = link.choose_peer(to, deadline)
+            if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
+                link.send_message(
+                    peer,
+                    payload.header,
+                    payload.buffers,
+                    payload.nbytes,
+                    deadline,
+                    copy=link.shares_memory,
+                    tracker=tracker,
+                )
+            else:
+                buffers = [memoryview(payload.header), *payload.buffers]
+                self._stream(link, peer, buffers, tracker, deadline)
+            if not tracker.done and not link.wait_for(tracker, deadline):
+                raise SendTimeoutError(
+                    f"{self.endpoint}: the peer did not take the whole value in {timeout} s",
+                    detail="it is under way and its buffers are still borrowed",
+                    hint="do not change the value before the channel is closed",
+                )
+
+    def _stream(
+        self,
+        link: Link,
+        peer: Peer,
+        buffers: list[memoryview],
+        tracker: _core.SendTracker,
+        deadline: Deadline,
+        *,
+        batch: bool = False,
+    ) -> None:
+        stream = link.open_stream(peer, buffers, tracker, batch=batch)
+        try:
+            link.finish_stream(peer, stream, deadline)
+        except BaseException as error:
+            # Also what a signal handler raised: nobody would send the rest.
+            link.cancel_stream(peer, stream)
+            if isinstance(error, SendTimeoutError) and not tracker.done:
+                error.hint = "do not change the value before the channel is closed"
+            raise
+
+    def send_view(
+        self, value: object, *, timeout: float | None = None, to: bytes | None = None
+    ) -> Delivery:
+        """Send one value and return at once, its large buffers borrowed.
+
+        The buffers must not change until the returned delivery is ``done``; over inproc that is
+        when the receiver has let go of the value. A value above 1 MiB is streamed: what the peer
+        has room for goes now, the rest in later calls of this channel – any of them – and in the
+        delivery's ``wait``. So smaller values that are sent meanwhile arrive before it, and
+        several streams share the connection evenly. Arguments and errors as ``send``; ``timeout``
+        is for what goes now.
+        """
+        deadline = Deadline(timeout)
+        payload = encode(value)
+        delivery = Delivery(self)
+        with self._in_use() as link:
+            peer = link.choose_peer(to, deadline)
+            if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
+                link.send_message(
+                    peer,
+                    payload.header,
+                    payload.buffers,
+                    payload.nbytes,
+                    deadline,
+                    copy=False,
+                    tracker=delivery,
+                )
+            else:
+                buffers = [memoryview(payload.header), *payload.buffers]
+                delivery.begin(peer, link.open_stream(peer, buffers, delivery, batch=False))
+        return delivery
 
     def send_many(
         self, payloads: Sequence[Any], *, timeout: float | None = None, to: bytes | None = None
@@ -143,13 +222,24 @@ class Channel:
         start = 0
         with self._in_use() as link:
             while start < len(items):
-                start += link.send_batch(link.choose_peer(to, deadline), items, start, deadline)
+                peer = link.choose_peer(to, deadline)
+                count, nbytes = _core.plan_batch(items, start)
+                if link.shares_memory or nbytes <= PLAIN_MAX_NBYTES:
+                    link.send_batch(peer, items, start, nbytes, count, deadline)
+                else:  # one large payload: too large for a frame
+                    packed = memoryview(_core.pack(items[start : start + count], kind=Kind.BATCH))
+                    tracker = _core.SendTracker()
+                    self._stream(link, peer, [packed], tracker, deadline, batch=True)
+                start += count
 
     def recv(self, *, timeout: float | None = None, copy: bool = False) -> Any:
         """Receive the next value, or the next ``Batch`` if the peer used ``send_many``.
 
+        Arrays of a value above 1 MiB lie in warm memory that goes back to a pool of this process
+        with their last view (``zfast.receive_pool``).
+
         Args:
-            timeout: Seconds; None waits for ever.
+            timeout: Seconds; None waits for ever. What has come of a larger value is kept.
             copy: Give private, writable arrays instead of read-only views.
 
         Raises:
@@ -160,10 +250,15 @@ class Channel:
         """
         with self._in_use() as link:
             link.wait(Deadline(timeout))
-            message = link.next()
-        if isinstance(message, _core.Batch):
-            return message
-        return decode(Payload(bytes(message.body), message.buffers), copy=copy)
+            content = link.next()
+        if isinstance(content, _core.Batch):
+            return content
+        if isinstance(content, _core.Message):
+            return decode(Payload(bytes(content.body), content.buffers), copy=copy)
+        header, *buffers = content.buffers
+        if not copy:
+            buffers = [buffer.toreadonly() for buffer in buffers]
+        return decode(Payload(bytes(header), buffers), own=copy)
 
     def recv_many(self, *, timeout: float | None = None) -> _core.Batch:
         """Receive the next batch: a sequence of read-only views over one buffer, with its arrays.
@@ -174,10 +269,10 @@ class Channel:
         """
         with self._in_use() as link:
             link.wait(Deadline(timeout))
-            if isinstance(link.inbox[0][1], _core.Batch):
-                message = link.next()
-                assert isinstance(message, _core.Batch)
-                return message
+            if not isinstance(link.inbox[0].content, (_core.Message, StreamedValue)):
+                content = link.next()
+                assert isinstance(content, _core.Batch)
+                return content
         raise ConfigError(
             f"{self.endpoint}: the next message is a value, not a batch",
             hint="take it with recv()",
@@ -224,6 +319,19 @@ class Channel:
         side = "bound to" if self._link.bound else "connected to"
         return f"<Channel {'closed, was ' if self.closed else ''}{side} {self.endpoint}>"
 
+    def _send_for(self, delivery: Delivery, deadline: Deadline) -> None:
+        """Send of a stream what can be sent in a while, unless another thread does."""
+        stream, peer = delivery._stream, delivery._peer
+        if stream is None or peer is None or stream.ended or not self._busy.acquire(blocking=False):
+            return
+        try:
+            if not self.closed:
+                self._link.finish_stream(peer, stream, deadline)
+        except (SendTimeoutError, TransportError):
+            pass  # the delivery tells
+        finally:
+            self._busy.release()
+
     @contextmanager
     def _in_use(self) -> Iterator[Link]:
         if not self._busy.acquire(blocking=False):
@@ -237,3 +345,66 @@ class Channel:
             yield self._link
         finally:
             self._busy.release()
+
+
+class Delivery(_core.SendTracker):
+    """What ``Channel.send_view`` returns: tells when the value's buffers are free again.
+
+    Threads: ``done`` and ``wait`` from any. ``wait`` sends for the channel when no other thread
+    is using it; else that one sends.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._peer: Peer | None = None
+        self._stream: OutgoingStream | None = None
+
+    def begin(self, peer: Peer, stream: OutgoingStream) -> None:
+        """Follow a stream; the channel calls this."""
+        self._peer, self._stream = peer, stream
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Send what is left and wait until ``done``, at most ``timeout`` seconds.
+
+        Returns:
+            ``done``. Until then, the buffers must not change.
+
+        Raises:
+            TransportError: The value will not arrive: the peer refused it or has gone, or the
+                channel was closed. What is borrowed is given back soon; wait again for that.
+        """
+        deadline = Deadline(timeout)
+        while not self.done:
+            self._channel._send_for(self, deadline)
+            if super().wait(deadline.left(LOOK_AGAIN_S)) or deadline.expired:
+                break
+        self._raise_failure()
+        return self.done
+
+    def cancel(self) -> None:
+        """Send no more of the value; the receiver drops what it has. Too late when it is out.
+
+        What libzmq has of it stays borrowed until ``done``.
+        """
+        stream, peer = self._stream, self._peer
+        if stream is not None and peer is not None and not stream.ended:
+            with self._channel._in_use() as link:
+                link.cancel_stream(peer, stream)
+                self._stream = None
+
+    def _raise_failure(self) -> None:
+        stream, peer = self._stream, self._peer
+        if stream is None or peer is None or stream.failure is None:
+            return
+        self._stream = None
+        peer.sent -= 1  # told now: closing the channel need not tell again
+        failed = ChannelClosedError if peer.gone else TransportError
+        raise failed(f"{self._channel.endpoint}: the value was not delivered: {stream.failure}")
+
+
+def _options(
+    hwm: int, window_nbytes: int, memory_nbytes: int | None, checksum: bool, insecure: bool
+) -> LinkOptions:
+    if memory_nbytes is None:
+        memory_nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return LinkOptions(hwm, window_nbytes, memory_nbytes, checksum, insecure)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from zfast import _core
+
 
 class ConnectionMonitor:
     """Watches one DEALER that connects over ipc or tcp; inproc has no such events.
@@ -33,7 +35,7 @@ class ConnectionMonitor:
         return self._lost
 
     def _read(self) -> None:
-        while not self._lost and self.socket.poll(0):
+        while not self._lost and _core.poll(self.socket, _core.POLLIN, 0):
             event = recv_monitor_message(self.socket)["event"]
             self._lost = event == zmq.EVENT_DISCONNECTED and self._connected
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
