@@ -84,3 +84,44 @@ def test_small_messages(
         work=count,
         unit="messages",
     )
+
+
+ROUND_TRIPS = 2000
+
+
+@pytest.mark.parametrize("what", ["bytes", pytest.param("dict", marks=pytest.mark.same_code)])
+@pytest.mark.parametrize("library", ["pyzmq", "zfast"])
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_round_trip(
+    library: str,
+    what: str,
+    transport: str,
+    smoke: bool,
+    work_folder: Path,
+    measured: Measure,
+    row: Callable[..., None],
+) -> None:
+    """A lone message there and back: nothing to batch it with."""
+    count = ROUND_TRIPS // (100 if smoke else 1)
+
+    def open_pair(name: str) -> Peer:
+        commands = [
+            python_command("round_trip", role, f"{name}-{what}", count)
+            for role in ("receiver", "sender")
+        ]
+        return Pair(*commands, endpoints(transport, work_folder, f"{name}-{what}"))
+
+    measurements = measured(
+        ("round trip", what, transport),
+        {name: partial(open_pair, name) for name in ("pyzmq", "zfast")},
+        rounds=11,
+        warmup_rounds=2,
+    )
+    row(
+        measurements[library],
+        group=f"round trip, {'64 B' if what == 'bytes' else 'small dict'}, {transport}",
+        peer=library,
+        reference="pyzmq",
+        work=count,
+        unit="messages",
+    )

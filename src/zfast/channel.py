@@ -10,6 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from zfast import _core
+from zfast.batch_writer import (
+    DEFAULT_MAX_COUNT,
+    DEFAULT_MAX_DELAY_US,
+    DEFAULT_MAX_NBYTES,
+    BatchWriter,
+)
 from zfast.codec import Payload, decode, encode
 from zfast.deadline import Deadline
 from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
@@ -41,7 +47,10 @@ class Channel:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._busy = threading.Lock()
+        # One thread uses a channel; a batch writer's own may come between its calls.
+        self._user = threading.Lock()
+        self._io = threading.Lock()
+        self._writers: list[BatchWriter] = []
 
     @classmethod
     def bind(
@@ -60,8 +69,8 @@ class Channel:
             endpoint: ``inproc://name``, ``ipc:///path`` or ``tcp://host:port``.
             hwm: High-water mark in messages, for each peer and direction.
             window_nbytes: What may be under way from one peer: sent, and not yet received by a
-                call of this channel. It lies in the queues of both sides. At least 8 MiB.
-            memory_nbytes: What this side holds of values above 8 MiB that ``recv`` has not taken
+                call of this channel. It lies in the queues of both sides. At least 16 MiB.
+            memory_nbytes: What this side holds of values above 16 MiB that ``recv`` has not taken
                 yet. A larger value is refused, one that finds others in its place waits for them.
                 None is half of the machine's memory.
             checksum: Send digests (XXH3) with values above 1 MiB; the receiver checks them.
@@ -109,7 +118,7 @@ class Channel:
         """Send one value; on return the caller may change it again.
 
         Values arrive in the order in which ``send`` and ``send_many`` were called. One above
-        1 MiB is streamed, and one above 8 MiB not before the peer receives: two threads or
+        1 MiB is streamed, and one above 16 MiB not before the peer receives: two threads or
         processes are needed then. Large buffers are not copied, except over inproc.
 
         Args:
@@ -128,7 +137,7 @@ class Channel:
         deadline = Deadline(timeout)
         payload = encode(value)
         tracker = _core.SendTracker()
-        with self._in_use() as link:
+        with self._in_use(deadline) as link:
             peer = link.choose_peer(to, deadline)
             if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
                 link.send_message(
@@ -185,7 +194,7 @@ class Channel:
         deadline = Deadline(timeout)
         payload = encode(value)
         delivery = Delivery(self)
-        with self._in_use() as link:
+        with self._in_use(deadline) as link:
             peer = link.choose_peer(to, deadline)
             if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
                 link.send_message(
@@ -219,18 +228,77 @@ class Channel:
             )
         items = payloads if isinstance(payloads, list) else list(payloads)
         deadline = Deadline(timeout)
+        with self._in_use(deadline) as link:
+            self._send_batches(link, items, to, deadline)
+
+    def _send_batches(
+        self, link: Link, items: list[Any], to: bytes | None, deadline: Deadline
+    ) -> None:
         start = 0
-        with self._in_use() as link:
-            while start < len(items):
-                peer = link.choose_peer(to, deadline)
-                count, nbytes = _core.plan_batch(items, start)
-                if link.shares_memory or nbytes <= PLAIN_MAX_NBYTES:
-                    link.send_batch(peer, items, start, nbytes, count, deadline)
-                else:  # one large payload: too large for a frame
-                    packed = memoryview(_core.pack(items[start : start + count], kind=Kind.BATCH))
-                    tracker = _core.SendTracker()
-                    self._stream(link, peer, [packed], tracker, deadline, batch=True)
-                start += count
+        while start < len(items):
+            peer = link.choose_peer(to, deadline)
+            count, nbytes = _core.plan_batch(items, start)
+            if link.shares_memory or nbytes <= PLAIN_MAX_NBYTES:
+                link.send_batch(peer, items, start, nbytes, count, deadline)
+            else:  # one large payload: too large for a frame
+                packed = memoryview(_core.pack(items[start : start + count], kind=Kind.BATCH))
+                tracker = _core.SendTracker()
+                self._stream(link, peer, [packed], tracker, deadline, batch=True)
+            start += count
+
+    def batching(
+        self,
+        *,
+        max_nbytes: int = DEFAULT_MAX_NBYTES,
+        max_count: int = DEFAULT_MAX_COUNT,
+        max_delay_us: float = DEFAULT_MAX_DELAY_US,
+        timeout: float | None = None,
+        to: bytes | None = None,
+    ) -> BatchWriter:
+        """Send payloads one by one that travel as batches: ``writer.send(payload)``.
+
+        A payload goes at once if nothing is gathered and the last batch is ``max_delay_us`` ago:
+        a lone one waits for nothing. Others are gathered, and sent when they have ``max_nbytes``
+        or are ``max_count``; when the last batch is ``max_delay_us`` ago; before any other call
+        of this channel, so that the order is kept; and by ``flush`` and ``close``. A delay of 0
+        sends each at once. The receiver uses ``recv_many``.
+
+        Args:
+            max_nbytes: From 1 byte to 1 MiB. A larger payload goes by itself.
+            max_count: From 1 to 65,536 payloads.
+            max_delay_us: In microseconds; the system's timers may add some tens.
+            timeout: Seconds that ``writer.send`` waits for a peer with room; None is for ever.
+            to: As for ``send``.
+        """
+
+        def transmit(payloads: list[bytes], *, timeout: float | None) -> None:
+            deadline = Deadline(timeout)
+            with self._in_use(deadline, flush=False) as link:
+                self._send_batches(link, payloads, to, deadline)
+
+        def try_transmit(payloads: list[bytes]) -> bool:
+            if not self._io.acquire(blocking=False):
+                return False
+            try:
+                if self._link.closed:
+                    raise ChannelClosedError(f"{self.endpoint}: the channel is closed")
+                self._send_batches(self._link, payloads, to, Deadline(0))
+            except SendTimeoutError:
+                return False
+            finally:
+                self._io.release()
+            return True
+
+        writer = BatchWriter(
+            transmit,
+            try_transmit,
+            max_nbytes=max_nbytes,
+            max_count=max_count,
+            max_delay_us=max_delay_us,
+            timeout=timeout,
+        )
+        self._writers = [*(w for w in self._writers if not w.closed), writer]
+        return writer
 
     def recv(self, *, timeout: float | None = None, copy: bool = False) -> Any:
         """Receive the next value, or the next ``Batch`` if the peer used ``send_many``.
@@ -248,8 +316,9 @@ class Channel:
             CodecError: A value came that cannot be decoded here; it is dropped.
             ChannelClosedError: The peer has closed and nothing is left (connected side).
         """
-        with self._in_use() as link:
-            link.wait(Deadline(timeout))
+        deadline = Deadline(timeout)
+        with self._in_use(deadline) as link:
+            link.wait(deadline)
             content = link.next()
         if isinstance(content, _core.Batch):
             return content
@@ -267,8 +336,9 @@ class Channel:
             ConfigError: The next message is a single value; ``recv`` will give it.
             RecvTimeoutError, ProtocolError, ChannelClosedError: As ``recv``.
         """
-        with self._in_use() as link:
-            link.wait(Deadline(timeout))
+        deadline = Deadline(timeout)
+        with self._in_use(deadline) as link:
+            link.wait(deadline)
             if not isinstance(link.inbox[0].content, (_core.Message, StreamedValue)):
                 content = link.next()
                 assert isinstance(content, _core.Batch)
@@ -287,8 +357,15 @@ class Channel:
         """
         if self.closed:
             return
-        with self._in_use() as link:
-            unread = link.close(Deadline(timeout))
+        deadline = Deadline(timeout)
+        try:
+            with self._in_use(deadline) as link:
+                unread = link.close(deadline)
+        except SendTimeoutError:
+            self.abort()
+            raise
+        for writer in self._writers:
+            writer.abort()
         if unread:
             raise ChannelClosedError(
                 f"{self.endpoint}: closed before everything was received",
@@ -298,8 +375,10 @@ class Channel:
     def abort(self) -> None:
         """Close at once; what was not received yet may be lost."""
         if not self.closed:
-            with self._in_use() as link:
+            with self._in_use(flush=False) as link:
                 link.abort()
+            for writer in self._writers:
+                writer.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -320,31 +399,36 @@ class Channel:
         return f"<Channel {'closed, was ' if self.closed else ''}{side} {self.endpoint}>"
 
     def _send_for(self, delivery: Delivery, deadline: Deadline) -> None:
-        """Send of a stream what can be sent in a while, unless another thread does."""
+        """Send of a stream what is left, unless another thread uses the channel."""
         stream, peer = delivery._stream, delivery._peer
-        if stream is None or peer is None or stream.ended or not self._busy.acquire(blocking=False):
+        if stream is None or peer is None or stream.ended or not self._user.acquire(blocking=False):
             return
         try:
-            if not self.closed:
-                self._link.finish_stream(peer, stream, deadline)
-        except (SendTimeoutError, TransportError):
+            with self._io:
+                if not self.closed:
+                    self._link.finish_stream(peer, stream, deadline)
+        except TransportError:
             pass  # the delivery tells
         finally:
-            self._busy.release()
+            self._user.release()
 
     @contextmanager
-    def _in_use(self) -> Iterator[Link]:
-        if not self._busy.acquire(blocking=False):
+    def _in_use(self, deadline: Deadline | None = None, *, flush: bool = True) -> Iterator[Link]:
+        if flush:
+            for writer in self._writers:
+                writer.flush(timeout=None if deadline is None else deadline.left())
+        if not self._user.acquire(blocking=False):
             raise ConfigError(
                 f"{self.endpoint}: two threads use the channel at once",
                 hint="give each thread a channel of its own",
             )
         try:
-            if self._link.closed:
-                raise ChannelClosedError(f"{self.endpoint}: the channel is closed")
-            yield self._link
+            with self._io:
+                if self._link.closed:
+                    raise ChannelClosedError(f"{self.endpoint}: the channel is closed")
+                yield self._link
         finally:
-            self._busy.release()
+            self._user.release()
 
 
 class Delivery(_core.SendTracker):
@@ -388,7 +472,7 @@ class Delivery(_core.SendTracker):
         """
         stream, peer = self._stream, self._peer
         if stream is not None and peer is not None and not stream.ended:
-            with self._channel._in_use() as link:
+            with self._channel._in_use(flush=False) as link:
                 link.cancel_stream(peer, stream)
                 self._stream = None
 
