@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from zfast import _core
+from zfast.acknowledger import acknowledger
 from zfast.batch_writer import (
     DEFAULT_MAX_COUNT,
     DEFAULT_MAX_DELAY_US,
     DEFAULT_MAX_NBYTES,
     BatchWriter,
 )
-from zfast.codec import Payload, decode, encode
+from zfast.codec import IN_BAND_MAX_NBYTES, Payload, decode, encode
 from zfast.deadline import Deadline
 from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
 from zfast.link import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LOOK_AGAIN_S, Link, LinkOptions
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 #: A value or batch above this is streamed.
 PLAIN_MAX_NBYTES = 1 << 20
+
+#: Pickled as they are: nothing in them goes out of band.
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+PLAIN_MAX_ITEMS = 64
 
 
 class Channel:
@@ -51,6 +57,7 @@ class Channel:
         self._user = threading.Lock()
         self._io = threading.Lock()
         self._writers: list[BatchWriter] = []
+        self._is_remembered = False
 
     @classmethod
     def bind(
@@ -135,10 +142,13 @@ class Channel:
             ChannelClosedError: The channel is closed, or the peer has gone.
         """
         deadline = Deadline(timeout)
-        payload = encode(value)
-        tracker = _core.SendTracker()
+        payload = _encode(value)
         with self._in_use(deadline) as link:
             peer = link.choose_peer(to, deadline)
+            if not payload.buffers and len(payload.header) <= PLAIN_MAX_NBYTES:
+                link.send_small(peer, payload.header, deadline)
+                return
+            tracker = _core.SendTracker()
             if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
                 link.send_message(
                     peer,
@@ -192,7 +202,7 @@ class Channel:
         is for what goes now.
         """
         deadline = Deadline(timeout)
-        payload = encode(value)
+        payload = _encode(value)
         delivery = Delivery(self)
         with self._in_use(deadline) as link:
             peer = link.choose_peer(to, deadline)
@@ -320,6 +330,7 @@ class Channel:
         with self._in_use(deadline) as link:
             link.wait(deadline)
             content = link.next()
+            self._acknowledge_in_a_while(link)
         if isinstance(content, _core.Batch):
             return content
         if isinstance(content, _core.Message):
@@ -341,6 +352,7 @@ class Channel:
             link.wait(deadline)
             if not isinstance(link.inbox[0].content, (_core.Message, StreamedValue)):
                 content = link.next()
+                self._acknowledge_in_a_while(link)
                 assert isinstance(content, _core.Batch)
                 return content
         raise ConfigError(
@@ -397,6 +409,26 @@ class Channel:
     def __repr__(self) -> str:
         side = "bound to" if self._link.bound else "connected to"
         return f"<Channel {'closed, was ' if self.closed else ''}{side} {self.endpoint}>"
+
+    def _acknowledge_in_a_while(self, link: Link) -> None:
+        if not self._is_remembered and link.owes:
+            self._is_remembered = True
+            acknowledger.remember(self)
+
+    def acknowledge_late(self) -> None:
+        """Acknowledge what was read, if no call of this channel is about to; never blocks."""
+        self._is_remembered = False
+        if not self._io.acquire(blocking=False):
+            return
+        try:
+            if not self.closed:
+                self._link.acknowledge_all()
+                if self._link.owes:  # the peer had no room
+                    self._acknowledge_in_a_while(self._link)
+        except TransportError:
+            pass  # the next call of the channel says so
+        finally:
+            self._io.release()
 
     def _send_for(self, delivery: Delivery, deadline: Deadline) -> None:
         """Send of a stream what is left, unless another thread uses the channel."""
@@ -484,6 +516,20 @@ class Delivery(_core.SendTracker):
         peer.sent -= 1  # told now: closing the channel need not tell again
         failed = ChannelClosedError if peer.gone else TransportError
         raise failed(f"{self._channel.endpoint}: the value was not delivered: {stream.failure}")
+
+
+def _encode(value: object) -> Payload:
+    """``encode``, with a short cut for what a lone small message often is."""
+    cls = type(value)
+    if cls in _PLAIN or (
+        cls is dict
+        and len(value) <= PLAIN_MAX_ITEMS  # type: ignore[arg-type]
+        and all(type(k) is str and type(v) in _PLAIN for k, v in value.items())  # type: ignore[attr-defined]
+    ):
+        return Payload(pickle.dumps(value, 5))
+    if cls is bytes and len(value) <= IN_BAND_MAX_NBYTES:  # type: ignore[arg-type]
+        return Payload(pickle.dumps(value, 5))
+    return encode(value)
 
 
 def _options(

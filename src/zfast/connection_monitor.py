@@ -12,33 +12,24 @@ class ConnectionMonitor:
     """Watches one DEALER that connects over ipc or tcp; inproc has no such events.
 
     Attributes:
+        connected: The handshake is done and the connection stands.
+        lost: A connection that once stood has ended, for good: the next would be another peer's.
         socket: Receives when there is news; belongs to the thread of the monitored socket.
     """
 
     def __init__(self, monitored: zmq.Socket[bytes]) -> None:
         self._monitored = monitored
-        self._connected = False
-        self._lost = False
+        self.connected = False
+        self.lost = False
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self.socket = monitored.get_monitor_socket(events)
 
-    @property
-    def connected(self) -> bool:
-        """The handshake is done and the connection stands."""
-        self._read()
-        return self._connected
-
-    @property
-    def lost(self) -> bool:
-        """A connection that once stood has ended, for good: the next would be another peer's."""
-        self._read()
-        return self._lost
-
-    def _read(self) -> None:
-        while not self._lost and _core.poll(self.socket, _core.POLLIN, 0):
+    def read(self) -> None:
+        """Take what news there is; the attributes change by this alone."""
+        while not self.lost and _core.poll(self.socket, _core.POLLIN, 0):
             event = recv_monitor_message(self.socket)["event"]
-            self._lost = event == zmq.EVENT_DISCONNECTED and self._connected
-            self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.lost = event == zmq.EVENT_DISCONNECTED and self.connected
+            self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def close(self) -> None:
         """Stop monitoring."""

@@ -194,6 +194,21 @@ class Link:
 
     # ---- sending -----------------------------------------------------------------------
 
+    def send_small(self, peer: Peer, header: bytes, deadline: Deadline) -> None:
+        """Send one value that is all header, waiting for room."""
+        self._send(
+            peer,
+            lambda: _core.send_message(
+                self._socket,
+                Kind.VALUE,
+                header,
+                request_id=peer.received,
+                routing_id=peer.routing_id,
+            ),
+            len(header),
+            deadline,
+        )
+
     def send_message(
         self,
         peer: Peer,
@@ -213,6 +228,7 @@ class Link:
                 Kind.VALUE,
                 header,
                 buffers,
+                request_id=peer.received,
                 routing_id=peer.routing_id,
                 copy=copy,
                 tracker=tracker,
@@ -233,6 +249,7 @@ class Link:
                 payloads,
                 start,
                 kind=Kind.BATCH,
+                request_id=peer.received,
                 routing_id=peer.routing_id,
                 max_count=count,
                 max_nbytes=nbytes,
@@ -257,6 +274,7 @@ class Link:
             may_send = peer.may_send(nbytes) and self._is_connected()
             if may_send and self._attempt(peer, attempt):
                 peer.count_sent(nbytes)
+                peer.received_acknowledged = peer.received  # it rides on the message
                 return
             if deadline.expired:
                 raise self._nobody_took_it(deadline, progress)
@@ -407,11 +425,12 @@ class Link:
                     f"{self.endpoint}: nothing came in {deadline.timeout} s",
                     hint="is the other side sending?",
                 )
+            self.acknowledge_all()
             self._wait_for_news(deadline)
             self.take_incoming(limit=1)
 
     def next(self) -> Content:
-        """Hand over the inbox's first message, and acknowledge it, now or with a later one.
+        """Hand over the inbox's first message. See ``owes`` for its acknowledgement.
 
         Raises:
             ProtocolError: That is what came in its place.
@@ -424,14 +443,19 @@ class Link:
         assert peer is not None
         peer.received += 1
         self._let_go(received)
-        if not self.inbox:
-            self.take_incoming(limit=1)
-        if not self.inbox:
-            for owed in list(self.peers.values()):
-                self._acknowledge(owed)
-        elif peer.received - peer.received_acknowledged >= ACK_EVERY or peer.grant_is_due:
+        if peer.received - peer.received_acknowledged >= ACK_EVERY or peer.grant_is_due:
             self._acknowledge(peer)
         return content
+
+    @property
+    def owes(self) -> bool:
+        """Whether a peer has not heard yet of a message that was read."""
+        return any(peer.acknowledgement_is_due for peer in self.peers.values())
+
+    def acknowledge_all(self) -> None:
+        """Tell every peer what was read. Does not wait."""
+        for peer in list(self.peers.values()):
+            self._acknowledge(peer)
 
     def _let_go(self, received: Received) -> None:
         """What lay in the inbox lies there no more: its peers may send as much again."""
@@ -466,11 +490,9 @@ class Link:
         if isinstance(message, _core.Batch):
             if kind != Kind.BATCH:
                 raise ProtocolError(f"a batch of kind {kind}, which has none", offset=5)
-            peer.count_arrived(message.nbytes)
-            self.inbox.append(Received(peer, message, message.nbytes))
+            self._take_whole(peer, message)
         elif kind == Kind.VALUE:
-            peer.count_arrived(message.nbytes)
-            self.inbox.append(Received(peer, message, message.nbytes))
+            self._take_whole(peer, message)
         elif kind in _STREAM_KINDS:
             self._take_of_stream(peer, StreamKind(kind), message)
         elif kind == Kind.ACK:
@@ -483,6 +505,11 @@ class Link:
             raise ProtocolError(
                 f"{self.endpoint}: a message of unknown kind {message.kind}", offset=5
             )
+
+    def _take_whole(self, peer: Peer, message: _core.Message | _core.Batch) -> None:
+        peer.acknowledged = max(peer.acknowledged, message.request_id)
+        peer.count_arrived(message.nbytes)
+        self.inbox.append(Received(peer, message, message.nbytes))
 
     def _take_of_stream(self, peer: Peer, kind: StreamKind, message: _core.Message) -> None:
         if kind in _ANSWERS:
@@ -517,6 +544,8 @@ class Link:
         return self._connection is None or self._connection.connected
 
     def _raise_if_gone(self) -> None:
+        if self._connection is not None:
+            self._connection.read()
         if self.bound or self.inbox:
             return
         if self.peers[None].gone:
@@ -533,8 +562,10 @@ class Link:
                 )
 
     def _notice_lost_connection(self) -> None:
-        if self._connection is not None and self._connection.lost and not self.peers[None].gone:
-            self._lose(self.peers[None])
+        if self._connection is not None:
+            self._connection.read()
+            if self._connection.lost and not self.peers[None].gone:
+                self._lose(self.peers[None])
 
     def _lose(self, peer: Peer) -> None:
         was_receiving = peer.lose("the peer has closed, or the connection was lost")
