@@ -82,6 +82,10 @@ class Pair:
             self.values.append(value)
         return True
 
+    def deliver_all(self) -> None:
+        while self.deliver():
+            pass
+
     def answer(self) -> bool:
         self.credit.limit = max(self.credit.limit, self.consumed + self.window)
         if not self.answers:
@@ -266,8 +270,7 @@ def test_a_refused_streams_late_chunks_are_ignored_and_others_go_on():
         pass
     pair.wire.remove(next(m for m in pair.wire if m.kind == StreamKind.CHUNK))
     with pytest.raises(ProtocolError, match=r"is missing: this one starts at byte 64"):
-        while pair.deliver():
-            pass
+        pair.deliver_all()
     pair.run()
     assert [contents(value) for value in pair.values] == [[b"b" * CHUNK * 2]]
     assert not pair.outgoing.active

@@ -118,8 +118,11 @@ class Channel:
     @property
     def peers(self) -> list[bytes]:
         """On the bound side: routing ids of the peers that were heard of and have not left."""
-        return [peer.routing_id for peer in self._link.peers.values()
-            if peer.routing_id and not peer.gone]
+        return [
+            peer.routing_id
+            for peer in self._link.peers.values()
+            if peer.routing_id and not peer.gone
+        ]
 
     def send(self, value: object, *, timeout: float | None = None, to: bytes | None = None) -> None:
         """Send one value; on return the caller may change it again.

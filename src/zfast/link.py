@@ -516,8 +516,9 @@ class Link:
             peer.outgoing.receive(kind, message.request_id, message.body)
             return
         is_chunk = kind == StreamKind.CHUNK
+        nbytes = message.nbytes - len(message.body)
         if is_chunk:
-            peer.count_arrived(message.nbytes)
+            peer.count_arrived(nbytes)
         try:
             value = peer.incoming.receive(
                 kind, message.request_id, message.flags, message.body, message.buffers
@@ -526,7 +527,7 @@ class Link:
                 self.inbox.append(Received(peer, self._unpacked(value)))
         finally:
             if is_chunk:
-                peer.count_consumed(message.nbytes)
+                peer.count_consumed(nbytes)
                 if peer.grant_is_due:
                     self._acknowledge(peer)
             if self._closing:
