@@ -303,7 +303,12 @@ def test_a_view_may_be_cancelled_half_way(ipc, open_channels):
 
 def test_a_value_beyond_the_receivers_memory_is_refused(ipc, open_channels):
     rx, tx = open_channels(ipc, memory_nbytes=20 * MB)
-    receiver = in_thread(lambda: pytest.raises(RecvTimeoutError, rx.recv, timeout=2))
+
+    def receive_nothing():
+        with pytest.raises(RecvTimeoutError):
+            rx.recv(timeout=2)
+
+    receiver = in_thread(receive_nothing)
     with pytest.raises(TransportError, match="receives 20000000 at most"):
         tx.send(np.zeros(LARGE // 8), timeout=60)
     delivery = tx.send_view(np.zeros(LARGE // 8))
@@ -398,7 +403,7 @@ def test_a_receiver_that_closes_ends_a_send(ipc, open_channels):
     rx, tx = open_channels(ipc)
     closer = threading.Timer(0.2, rx.close)
     closer.start()
-    with pytest.raises(ChannelClosedError, match="was not delivered|closed"):
+    with pytest.raises(ChannelClosedError, match=r"was not delivered|closed"):
         tx.send(np.zeros(LARGE // 8), timeout=60)
     closer.join()
     tx.close(timeout=10)
