@@ -28,6 +28,7 @@ SANITIZED_TESTS = (
     "tests/test_wire_format.py",
     "tests/test_core_sockets.py",
     "tests/test_channel.py",
+    "tests/test_streams.py",
 )
 
 

@@ -75,8 +75,9 @@ def test_a_large_buffer_is_lent_and_given_back(pair):
     large = bytearray(b"x" * 300_000)
     tracker = _core.SendTracker()
     assert _core.send_message(push, 1, b"", [large], tracker=tracker)
-    with pytest.raises(BufferError):
-        large.append(0)  # lent: it cannot move
+    if pull.last_endpoint.startswith(b"inproc:"):  # else libzmq may be through with it already
+        with pytest.raises(BufferError):
+            large.append(0)  # lent: it cannot move
     message = receive(pull)
     assert bytes(message.buffers[0]) == bytes(large)
     del message
