@@ -3,7 +3,7 @@
     python3 dev.py demo [ARGS]   build zfast and run its demo on real data
     python3 dev.py test [ARGS]   build zfast and run its tests (ARGS go to pytest)
     python3 dev.py lint          ruff, cython-lint, mypy, import-linter
-    python3 dev.py sanitize      the core's tests under AddressSanitizer and UBSan
+    python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
@@ -29,6 +29,11 @@ SANITIZED_TESTS = (
     "tests/test_core_sockets.py",
     "tests/test_channel.py",
     "tests/test_streams.py",
+    "tests/test_arena.py",
+    "tests/test_arena_allocator.py",
+    "tests/test_arena_faults.py",
+    "tests/test_arena_fork.py",
+    "tests/test_arena_stress.py",
 )
 
 

@@ -129,8 +129,18 @@ def test_arrays_are_freed_by_any_thread(sharing):
     assert arena.statistics().live_nbytes == live
 
 
-@pytest.mark.parametrize("sizes", [(10, 50_000), (50_000, 10), (50_000, 49_000), (50_000, 90_000),
-                                   (50_000, 5_000_000), (30_000, 20_000_000), (10, 8_000_000)])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (10, 50_000),
+        (50_000, 10),
+        (50_000, 49_000),
+        (50_000, 90_000),
+        (50_000, 5_000_000),
+        (30_000, 20_000_000),
+        (10, 8_000_000),
+    ],
+)
 def test_resize_across_heap_and_arena(sharing, sizes):
     before, after = sizes
     array = np.arange(before)
@@ -443,9 +453,9 @@ def test_a_peer_cannot_write_or_shrink_a_segment(sharing):
     segment = arena.segment(publication.segment_index)
     with pytest.raises(PermissionError):
         mmap.mmap(segment.fd, segment.nbytes)
-    with pytest.raises(OSError, match="not permitted|Bad file|Invalid"):
+    with pytest.raises(OSError, match=r"not permitted|Bad file|Invalid"):
         os.write(segment.fd, b"x")
-    with pytest.raises(OSError, match="not permitted|Bad file|Invalid"):
+    with pytest.raises(OSError, match=r"not permitted|Bad file|Invalid"):
         os.ftruncate(segment.fd, 0)
     arena.unpublish(publication.generation)
 
