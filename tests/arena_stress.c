@@ -117,8 +117,12 @@ static void *run(void *argument) {
       zf_arena_trim(0);
     else if (what == 15 && round % 64 == 0)
       zf_arena_prepare(4 << 20);
-    else
+    else {
+      uint64_t loan = zf_loan_begin();
       check(one);
+      zf_loan_has_children(loan);
+      zf_loan_end();
+    }
   }
   for (int i = 0; i < KEPT; i++)
     if (blocks[i].address) let_go(&blocks[i]);
@@ -134,6 +138,7 @@ static void fork_once(unsigned *seed) {
     if (blocks[i].address && i % 2) publish(&blocks[i]);
   }
   if (pipe(go)) fail("no pipe");
+  uint64_t loan = zf_loan_begin();
   pid_t child = fork();
   if (child < 0) fail("no fork");
   if (child == 0) {
@@ -150,6 +155,8 @@ static void fork_once(unsigned *seed) {
     _exit(zf_arena_malloc(1, &why) || why != ZF_FORKED);
   }
   close(go[0]);
+  if (!zf_loan_has_children(loan)) fail("a child was missed");
+  zf_loan_end();
   for (int i = 0; i < 6; i += 2) {
     if (!blocks[i].address) continue;
     memset(blocks[i].address, 0xDD, blocks[i].nbytes);
@@ -163,6 +170,7 @@ static void fork_once(unsigned *seed) {
   close(go[1]);
   int status;
   if (waitpid(child, &status, 0) != child || status) fail("the child saw something else");
+  if (zf_loan_has_children(loan)) fail("a child is gone, but still expected");
   if (again.address) let_go(&again);
   for (int i = 1; i < 6; i += 2)
     if (blocks[i].address) let_go(&blocks[i]);

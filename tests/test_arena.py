@@ -301,6 +301,8 @@ def test_copy_in_copies_any_size(nbytes):
 
 
 def test_copy_in_wants_contiguous_bytes():
+    fortran = np.asfortranarray(np.arange(6).reshape(2, 3))
+    assert np.frombuffer(arena.copy_in(fortran), np.int64).tolist() == [0, 3, 1, 4, 2, 5]
     with pytest.raises((ValueError, BufferError)):
         arena.copy_in(np.ones((10, 10))[:, ::2])
     with pytest.raises(TypeError):

@@ -81,12 +81,14 @@ def test_empty_memory_makes_room_for_a_larger_block():
         del blocks
         assert arena.statistics().retained_nbytes == 8 * MIB
         arena.allocate(7 * MIB)
+        mapped = arena.statistics().mapped_nbytes
         try:
             arena.allocate(9 * MIB)
         except ArenaFullError:
             pass
         else:
             raise AssertionError
+        assert arena.statistics().mapped_nbytes == mapped, "in vain nothing is given up"
         arena.prepare(8 * MIB)
         try:
             arena.prepare(9 * MIB)

@@ -269,3 +269,67 @@ def test_subprocesses_do_not_retire_anything():
         assert arena.publish(address(array), array.nbytes, exclusive=True) is not None
         """
     )
+
+
+def test_a_loan_lasts_until_the_forked_readers_are_gone():
+    """A child goes on reading a peer's memory; the peer hears of the end only after it."""
+    run_alone(
+        """
+        zfast.share_memory()
+        array = np.arange(100_000)
+        publication = arena.publish(address(array), array.nbytes, exclusive=True)
+        segment = arena.segment(publication.segment_index)
+        mapping = arena.Mapping(segment.fd, segment.nbytes)
+
+        class Lease:
+            ended = []
+            def __del__(self):
+                self.ended.append(os.getpid())
+
+        def lend():
+            view = mapping.view(publication.offset, array.nbytes, Lease())
+            return np.frombuffer(view, np.int64)
+
+        def fork_reader(seen):
+            go, end = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(end)
+                inner = os.fork()  # the last reader is a child of the child
+                if inner:
+                    os._exit(0)
+                os.read(go, 1)
+                os._exit(0 if (seen == np.arange(100_000)).all() else 1)
+            os.close(go)
+            os.waitpid(pid, 0)
+            return end
+
+        earlier = lend()
+        end = fork_reader(earlier)
+        later = lend()
+        del later
+        assert len(Lease.ended) == 1, "it began after the fork"
+        del earlier
+        assert len(Lease.ended) == 1 and arena.settle_loans() == 1
+        descriptors = len(os.listdir("/proc/self/fd"))
+        os.close(end)
+        import time
+        deadline = time.monotonic() + 20
+        while arena.settle_loans() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert Lease.ended == [os.getpid()] * 2
+        assert len(os.listdir("/proc/self/fd")) == descriptors - 2
+
+        seen = lend()
+        in_child(lambda: None)
+        import subprocess
+        sleeper = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)
+        del seen
+        deadline = time.monotonic() + 20
+        while arena.settle_loans() and time.monotonic() < deadline:
+            time.sleep(0.01)  # the program that runs there now holds nothing
+        assert len(Lease.ended) == 3
+        sleeper.kill()
+        sleeper.wait()
+        """
+    )

@@ -341,8 +341,8 @@ static int random_bytes(uint8_t *out, size_t n) {
   return got == (ssize_t)n ? 0 : EIO;
 }
 
-/* How long a new segment may be now; `*why` says what limits it. */
-static size_t room_for_segment(int *why) {
+/* How long a new segment may be now; `*why` says what keeps it from having `nbytes`. */
+static size_t room_for_segment(size_t nbytes, int *why) {
   pthread_mutex_lock(&books);
   size_t mapped = counts.mapped_nbytes, n = counts.n_segments;
   pthread_mutex_unlock(&books);
@@ -354,14 +354,15 @@ static size_t room_for_segment(int *why) {
   }
   size_t room = config.cap_nbytes > mapped ? config.cap_nbytes - mapped : 0;
   *why = ZF_OVER_CAP;
+  if (nbytes > room) return room & ~(page_nbytes - 1);
   zf_memory memory;
   zf_memory_read("/proc", "/sys/fs/cgroup", &memory);
   uint64_t left = memory.available_nbytes > config.margin_nbytes
                       ? memory.available_nbytes - config.margin_nbytes
                       : 0;
   if (left < room) {
-    room = left;
     *why = ZF_MEMORY_LOW;
+    room = left;
   }
   return room & ~(page_nbytes - 1);
 }
@@ -371,7 +372,7 @@ static size_t room_for_segment(int *why) {
 static int segment_make(size_t nbytes, int may_release) {
   for (;;) {
     int why;
-    size_t room = room_for_segment(&why);
+    size_t room = room_for_segment(nbytes, &why);
     if (nbytes <= room) {
       size_t size = room < config.segment_nbytes ? room : config.segment_nbytes;
       if (size < nbytes) size = nbytes;
@@ -405,7 +406,10 @@ static int segment_make(size_t nbytes, int may_release) {
       }
       free(segment);
     }
-    if (!may_release || !release_one(0)) return why;
+    pthread_mutex_lock(&books);
+    size_t reach = room + empty_nbytes;
+    pthread_mutex_unlock(&books);
+    if (!may_release || nbytes > reach || !release_one(0)) return why;
   }
 }
 

@@ -96,6 +96,14 @@ void zf_arena_count(zf_arena_statistics *out);
 /* Memory of this process, from `proc` ("/proc") and the cgroups below `cgroup`. */
 void zf_memory_read(const char *proc, const char *cgroup, zf_memory *out);
 
+/* ---- what peers lend: loans.c ---- */
+
+/* A view of a peer's memory begins; the number of forks so far. */
+uint64_t zf_loan_begin(void);
+void zf_loan_end(void);
+/* Whether a child that was forked since the loan began may be alive. */
+int zf_loan_has_children(uint64_t begun);
+
 /* ---- a segment's memory: backing.c ---- */
 
 /* Owner's mapping, aligned to ZF_GRANULE and alone in its granules. */

@@ -15,7 +15,7 @@ from zfast.errors import ArenaError, ArenaFullError, ConfigError
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS,
+    PyBUF_ANY_CONTIGUOUS,
     PyBuffer_FillInfo,
     PyBuffer_Release,
     PyObject_GetBuffer,
@@ -74,6 +74,9 @@ cdef extern from "arena.h" nogil:
     int zf_backed_make(zf_backing, const char *, size_t, zf_backed *)
     void zf_backed_drop(zf_backed *)
     int zf_fd_is_sealed(int)
+    uint64_t zf_loan_begin()
+    void zf_loan_end()
+    bint zf_loan_has_children(uint64_t)
 
 
 cdef extern from "numpy_handler.h":
@@ -287,10 +290,10 @@ def allocate(Py_ssize_t nbytes) -> Block:
 
 
 def copy_in(buffer) -> Block:
-    """A block with a copy of ``buffer``'s bytes.
+    """A block with a copy of ``buffer``'s bytes, as they lie in memory.
 
     Args:
-        buffer: C-contiguous; it must not change meanwhile.
+        buffer: Contiguous, in C's or Fortran's order; it must not change meanwhile.
 
     Raises:
         ArenaFullError: There is no room; also a MemoryError.
@@ -299,7 +302,7 @@ def copy_in(buffer) -> Block:
     """
     cdef Py_buffer source
     cdef Block block
-    PyObject_GetBuffer(buffer, &source, PyBUF_C_CONTIGUOUS)
+    PyObject_GetBuffer(buffer, &source, PyBUF_ANY_CONTIGUOUS)
     try:
         block = allocate(source.len)
         with nogil:
@@ -416,18 +419,57 @@ def released_segments() -> list:
     return found
 
 
+# (begun, owner) of views that ended while a forked child may still read what they showed.
+cdef list _kept_for_children = []
+
+
+def settle_loans() -> int:
+    """Let go of the owners of ended views that no forked child can read any more.
+
+    A child inherits its parent's views of peers' memory; the owner of such a view is kept until
+    the child has ended. This is also done whenever a view begins or ends, so call it where a
+    process may be idle for long.
+
+    Returns:
+        How many owners are still kept.
+    """
+    global _kept_for_children
+    cdef list kept = _kept_for_children
+    if not kept:
+        return 0
+    _kept_for_children = []  # letting go of an owner may run any code, this too
+    for begun, owner in kept:
+        if zf_loan_has_children(begun):
+            _kept_for_children.append((begun, owner))
+    return len(_kept_for_children)
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class SharedView:
-    """Read-only bytes of shared memory. It keeps the mapping, and its owner, alive."""
+    """Read-only bytes of shared memory. It keeps the mapping, and its owner, alive.
 
-    cdef object _mapping
+    The owner of a view of a peer's memory is kept beyond the view's end while a child that was
+    forked meanwhile may read it (``settle_loans``).
+    """
+
+    cdef object _mapping  # None: this process's own memory
     cdef object _owner
     cdef char *_address
     cdef Py_ssize_t _nbytes
+    cdef uint64_t _begun
 
     def __init__(self):
         raise TypeError("views come from Mapping.view() and own_view()")
+
+    def __dealloc__(self):
+        if self._mapping is None:
+            return
+        zf_loan_end()
+        if self._owner is not None and zf_loan_has_children(self._begun):
+            _kept_for_children.append((self._begun, self._owner))
+        elif _kept_for_children:
+            settle_loans()
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self._address, self._nbytes, True, flags)
@@ -448,10 +490,13 @@ cdef class SharedView:
 
 cdef SharedView _view(mapping, owner, char *address, Py_ssize_t nbytes):
     cdef SharedView view = SharedView.__new__(SharedView)
-    view._mapping = mapping
     view._owner = owner
     view._address = address
     view._nbytes = nbytes
+    if mapping is not None:
+        settle_loans()
+        view._begun = zf_loan_begin()
+        view._mapping = mapping
     return view
 
 
@@ -531,7 +576,9 @@ cdef class Mapping:
         Args:
             offset: Where they start in the segment.
             nbytes: How many.
-            owner: Kept alive as long as the view: whatever says that they may be read.
+            owner: Kept alive as long as the view, and as any child forked meanwhile: whatever
+                says that they may be read. In such a child it may be let go at any time, which
+                must end nothing in the parent's name.
 
         Raises:
             ArenaError: They are not all in the segment.

@@ -28,6 +28,7 @@ from zfast._arena import publish as publish
 from zfast._arena import released_segments as released_segments
 from zfast._arena import remove_handler as remove_handler
 from zfast._arena import segment as segment
+from zfast._arena import settle_loans as settle_loans
 from zfast._arena import statistics as statistics
 from zfast._arena import trim as trim
 from zfast._arena import unpublish as unpublish
