@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/random.h>
@@ -290,9 +291,26 @@ static void segment_leave(zf_segment *segment) {
   released[n_released++] = segment->index;
 }
 
+/* Being refused is not free: the system is asked, perhaps pages are zeroed in vain. So the answer
+ * holds for a moment, or until memory is given back; meanwhile the caller's heap costs nothing
+ * extra. Under `structure`. */
+#define ZF_REFUSAL_MS 100
+static struct {
+  uint64_t until_ms;
+  size_t nbytes;
+  int why;
+} refusal;
+
+static uint64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
 static void segment_drop(zf_segment *segment) {
   zf_backed_drop(&segment->memory);
   free(segment);
+  refusal.until_ms = 0;
 }
 
 /* Releases one retired segment that is empty or, if more than `keep_nbytes` are empty, the one
@@ -367,49 +385,67 @@ static size_t room_for_segment(size_t nbytes, int *why) {
   return room & ~(page_nbytes - 1);
 }
 
-/* A new segment with one free block of at least `nbytes`, in the books; 0, or why not. If there is
- * no room, empty segments may make some where `may_release`. */
+/* A new segment of that size, one free block, in the books; 0 or an errno. */
+static int segment_add(size_t nbytes) {
+  zf_segment *segment = calloc(1, sizeof *segment);
+  if (!segment) return ENOMEM;
+  int error = random_bytes(segment->id, sizeof segment->id);
+  if (!error) error = zf_backed_make(config.backing, config.folder, nbytes, &segment->memory);
+  if (error) {
+    free(segment);
+    return error;
+  }
+  pthread_mutex_lock(&books);
+  segment->first = block_new(segment, 0, nbytes);
+  error = segment->first ? enter_granules(&segment->memory, segment) : ENOMEM;
+  if (!error) {
+    segment->index = next_index++;
+    segment->emptied_at = ++clock_;
+    segment->next = segments;
+    segments = segment;
+    empty_nbytes += nbytes;
+    counts.n_segments++;
+    counts.n_segments_made++;
+    counts.mapped_nbytes += nbytes;
+    if (counts.mapped_nbytes > counts.peak_mapped_nbytes)
+      counts.peak_mapped_nbytes = counts.mapped_nbytes;
+    enter_free(segment->first);
+  } else {
+    enter_granules(&segment->memory, NULL);
+    if (segment->first) block_drop(segment->first);
+  }
+  pthread_mutex_unlock(&books);
+  if (error) {
+    zf_backed_drop(&segment->memory);
+    free(segment);
+  }
+  return error;
+}
+
+/* A new segment with room for `nbytes`; 0, or why not. If there is no room, empty segments make
+ * some where `may_release`. */
 static int segment_make(size_t nbytes, int may_release) {
+  if (nbytes >= refusal.nbytes && now_ms() < refusal.until_ms) return refusal.why;
   for (;;) {
     int why;
     size_t room = room_for_segment(nbytes, &why);
     if (nbytes <= room) {
       size_t size = room < config.segment_nbytes ? room : config.segment_nbytes;
       if (size < nbytes) size = nbytes;
-      zf_segment *segment = calloc(1, sizeof *segment);
-      if (!segment) return ENOMEM;
-      why = random_bytes(segment->id, sizeof segment->id);
-      if (!why) why = zf_backed_make(config.backing, config.folder, size, &segment->memory);
-      if (!why) {
-        pthread_mutex_lock(&books);
-        segment->first = block_new(segment, 0, size);
-        why = segment->first ? enter_granules(&segment->memory, segment) : ENOMEM;
-        if (!why) {
-          segment->index = next_index++;
-          segment->emptied_at = ++clock_;
-          segment->next = segments;
-          segments = segment;
-          empty_nbytes += size;
-          counts.n_segments++;
-          counts.n_segments_made++;
-          counts.mapped_nbytes += size;
-          if (counts.mapped_nbytes > counts.peak_mapped_nbytes)
-            counts.peak_mapped_nbytes = counts.mapped_nbytes;
-          enter_free(segment->first);
-        } else {
-          enter_granules(&segment->memory, NULL);
-          if (segment->first) block_drop(segment->first);
-        }
-        pthread_mutex_unlock(&books);
-        if (!why) return 0;
-        zf_backed_drop(&segment->memory);
-      }
-      free(segment);
+      why = segment_add(size);
+      if (why && size > nbytes) why = segment_add(nbytes);
+      if (!why) return 0;
     }
+    if (!may_release) return why;
     pthread_mutex_lock(&books);
     size_t reach = room + empty_nbytes;
     pthread_mutex_unlock(&books);
-    if (!may_release || nbytes > reach || !release_one(0)) return why;
+    if (nbytes > reach || !release_one(0)) {
+      refusal.until_ms = now_ms() + ZF_REFUSAL_MS;
+      refusal.nbytes = nbytes;
+      refusal.why = why;
+      return why;
+    }
   }
 }
 

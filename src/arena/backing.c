@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/memfd.h>
@@ -80,6 +81,11 @@ static int zf_open_file(const char *folder, int *reader) {
 
 static int zf_allocate(int fd, size_t nbytes) {
 #ifdef __linux__
+  /* A full file system would zero all that is left of it before it says so; memfds have none. */
+  struct statvfs system;
+  if (fstatvfs(fd, &system) == 0 && system.f_blocks &&
+      (uint64_t)system.f_bavail * system.f_frsize < nbytes)
+    return ENOSPC;
   /* In pieces: a signal undoes the piece that it interrupts. */
   for (size_t at = 0; at < nbytes;) {
     size_t piece = nbytes - at < ZF_GRANULE ? nbytes - at : ZF_GRANULE;
