@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     files = [str(FOLDER / f"test_{group}.py") for group in arguments.group or GROUPS]
     command = [sys.executable, "-m", "pytest", *files, f"--benchmark-json={path}"]
     command += ["--benchmark-columns=min,median,iqr,rounds", "-q"]
-    if arguments.smoke:
-        command.append("--smoke")
+    command += [f"--{name}" for name in ("smoke", "huge") if getattr(arguments, name)]
     status = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
     if not path.exists() or path.stat().st_size == 0:
         console.print("[red]There are no results to report.")
@@ -101,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", parents=[output], help="run the benchmarks and report them")
     one.add_argument("--smoke", action="store_true", help="each once and small; no timings count")
+    one.add_argument("--huge", action="store_true", help="transports up to 4 GB: wants 20 GB free")
     one.add_argument("--group", nargs="+", choices=GROUPS, help="only these groups")
     one.add_argument("--json", type=Path, help="where the results go")
     one.set_defaults(command=run)

@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--smoke", action="store_true", help="run each benchmark once and small: no timings count"
     )
+    parser.addoption("--huge", action="store_true", help="transports up to 4 GB: wants 20 GB free")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -117,7 +118,7 @@ def row(request: pytest.FixtureRequest) -> Callable[..., None]:
             work: How much a round does, in `unit`.
             unit: "messages", "bytes", "tasks" or "flows".
             duration: Which of a round's durations.
-            extra: What else to say of the row.
+            extra: What else to say of the row: the fields of `bench.rows.Row`.
         """
         reason = measurement.unavailable or measurement.lost
         if reason:
@@ -125,8 +126,8 @@ def row(request: pytest.FixtureRequest) -> Callable[..., None]:
             if measurement.unavailable:
                 pytest.skip(reason)
             pytest.fail(reason, pytrace=False)
-        durations = [durations[duration] for durations in measurement.rounds]
-        assert durations
+        durations = measurement.values(duration)
+        assert len(durations) == len(measurement.rounds) > 0
         assert min(durations) > 0
         # Only now: pytest-benchmark complains of a fixture that is not used.
         benchmark = request.getfixturevalue("benchmark")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Protocol
 
 
@@ -22,7 +23,7 @@ class Peer(Protocol):
     """Something that runs rounds: it times itself, and checks its own results."""
 
     def round(self) -> Mapping[str, float]:
-        """Run one round; durations by the name of what was timed."""
+        """Run one round; what was measured, by name: seconds, bytes, counts."""
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -30,12 +31,26 @@ class Peer(Protocol):
 
 @dataclass
 class Measurement:
-    """What came of one peer: durations in the order of the passes, or why there are none."""
+    """What came of one peer: rounds in the order of the passes, or why there are none."""
 
     rounds: list[Mapping[str, float]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     lost: str | None = None
     unavailable: str | None = None
+
+    def values(self, name: str) -> list[float]:
+        """What was measured under this name, round by round; empty if it is not known here."""
+        return [measured[name] for measured in self.rounds if name in measured]
+
+    def median(self, name: str) -> float | None:
+        """The median of the same, if there is any."""
+        values = self.values(name)
+        return median(values) if values else None
+
+    def ratio(self, name: str, nbytes: float) -> float | None:
+        """The median, in sizes of a payload."""
+        value = self.median(name)
+        return None if value is None else value / nbytes
 
 
 class UnavailablePeerError(RuntimeError):
@@ -59,13 +74,13 @@ def measure_in_turns(
         for i in range(-warmup_rounds, rounds):
             for name in _rotated(list(peers), i):
                 try:
-                    durations = peers[name].round()
+                    measured = peers[name].round()
                 except Exception as error:
                     measurements[name].lost = _describe(error)
                     peers.pop(name).close()
                     continue
                 if i >= 0:
-                    measurements[name].rounds.append(durations)
+                    measurements[name].rounds.append(measured)
         for name, peer in peers.items():
             measurements[name].extra.update(getattr(peer, "extra", {}))
     finally:

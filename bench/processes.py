@@ -142,14 +142,23 @@ class Pair:
         self._processes.append(process)
         return process
 
-    def round(self) -> dict[str, float]:
-        """Run one round and check that what was received is what was sent."""
-        self._receiver.command()
-        sent = self._sender.ask()
+    def round(self, **command: Any) -> dict[str, float]:
+        """Run one round and check that what was received is what was sent.
+
+        Returns:
+            The seconds that it took, and what else both report, added up.
+        """
+        self._receiver.command(**command)
+        sent = self._sender.ask(**command)
         received = self._receiver.answer()
         if sent["checksum"] != received["checksum"]:
             raise PeerError(f"sent {sent['checksum']}, received {received['checksum']}")
-        return {"seconds": sent["seconds"]}
+        both = {
+            name: sent[name] + received[name]
+            for name in ("peak_nbytes", "minor_faults")
+            if sent.get(name) is not None and received.get(name) is not None
+        }
+        return {"seconds": sent["seconds"], **both}
 
     def close(self) -> None:
         """End both."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-PACKAGES = ["zfast", "pyzmq", "numpy", "pandas", "prefect", "prefect-dask", "prefect-ray"]
+PACKAGES = [
+    *("zfast", "pyzmq", "numpy", "pandas", "pyarrow", "prefect", "proxystore"),
+    *("prefect-dask", "distributed", "prefect-ray", "ray"),
+]
 
 
 @dataclass
@@ -20,7 +23,19 @@ class Row:
     work: float
     unit: str
     durations: list[float]
+    #: Peak memory beyond what was held before, in sizes of the payload.
     peak_memory_ratio: float | None = None
+    #: Page faults a round.
+    minor_faults: float | None = None
+    #: The same with hardly a payload, in the same passes.
+    base: list[float] | None = None
+    #: How often the payload went to another process, where that is not a matter of course.
+    elsewhere: float | None = None
+    #: No peer, but what the machine can do.
+    limit: bool = False
+    #: The chart that shows this row beside those of other groups, and where on it.
+    chart: str | None = None
+    payload_nbytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -31,6 +46,17 @@ class Row:
     def quartiles(self) -> tuple[float, float]:
         """The first and the third quartile."""
         return spread(self.durations)
+
+    @property
+    def beyond_base(self) -> list[float] | None:
+        """How much longer than with hardly a payload, pass by pass; noise may make it negative."""
+        if self.base is None:
+            return None
+        return [took - base for took, base in zip(self.durations, self.base, strict=True)]
+
+
+#: What a row is made of besides its durations.
+ROW_KEYS = [field.name for field in fields(Row) if field.name != "durations"]
 
 
 @dataclass
@@ -107,11 +133,8 @@ def load_run(path: Path) -> Run:
         group.reference = extra["reference"]
         group.rows.append(
             Row(
-                extra["peer"],
-                extra["work"],
-                extra["unit"],
-                benchmark["stats"]["data"],
-                extra.get("peak_memory_ratio"),
+                durations=benchmark["stats"]["data"],
+                **{key: extra[key] for key in ROW_KEYS if key in extra},
             )
         )
     for lost in content.get("lost", []):
@@ -160,8 +183,15 @@ def format_ratio(ratio: float | None) -> str:
     return f"{ratio:.{digits}f} ×"
 
 
+def format_count(count: float) -> str:
+    """Whole numbers, thousands apart; one digit after the point where that says more."""
+    return f"{count:.1f}" if 0 < count < 10 else f"{count:,.0f}"
+
+
 def format_seconds(seconds: float) -> str:
     """Three digits and a unit."""
+    if seconds < 0:
+        return f"−{format_seconds(-seconds)}"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1:
             return (

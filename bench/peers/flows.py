@@ -37,8 +37,8 @@ mean_of_all_uncached = task(_mean_of_all, name="mean_of_all", cache_policy=NO_CA
 
 
 @flow
-def noop_tasks(count: int) -> float:
-    """Seconds from the first submit to the last result."""
+def noop_tasks(count: int) -> dict[str, float]:
+    """Seconds a task, from the first submit to the last result."""
     for future in [noop.submit(i) for i in range(WARMUP_TASKS)]:
         future.result()
     start = time.perf_counter()
@@ -46,11 +46,11 @@ def noop_tasks(count: int) -> float:
     seconds = time.perf_counter() - start
     if results != list(range(count)):
         raise ValueError("wrong results")
-    return seconds
+    return {"seconds": seconds / count}
 
 
 @flow
-def frames(rows: int, cached: bool) -> float:
+def frames(rows: int, cached: bool) -> dict[str, float]:
     """Seconds from the first submit to the result of the reduction."""
     make: Any = make_frame if cached else make_frame_uncached
     reduce: Any = mean_of_all if cached else mean_of_all_uncached
@@ -64,4 +64,4 @@ def frames(rows: int, cached: bool) -> float:
     seconds = time.perf_counter() - start
     if abs(mean - 0.5) > 0.05:
         raise ValueError(f"wrong mean: {mean}")
-    return seconds
+    return {"seconds": seconds}

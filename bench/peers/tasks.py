@@ -1,15 +1,18 @@
 """A process that runs flows under one task runner with two workers.
 
-Run: ``tasks RUNNER`` with PREFECT_API_URL set. A command names the flow and its parameters.
+Run: ``tasks RUNNER`` with PREFECT_API_URL set. A command names the flow, ``module.function`` in
+`bench.peers`, and its parameters. The answer is what the flow measured, and the peak memory of this
+process, the flow's driver.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
-from bench.peers import flows
 from bench.peers.control import serve
+from bench.peers.memory import PeakMemory
 
 WORKERS = 2
 
@@ -46,11 +49,16 @@ def make_runner(name: str) -> Any:
 
 
 def main() -> None:
-    name = sys.argv[1]
+    runner_name = sys.argv[1]
 
     def answer(command: dict[str, Any]) -> dict[str, Any]:
-        flow = getattr(flows, command["flow"]).with_options(task_runner=make_runner(name))
-        return {"seconds": flow(**command["parameters"])}
+        module, _, function = command["flow"].partition(".")
+        flow = getattr(importlib.import_module(f"bench.peers.{module}"), function)
+        flow = flow.with_options(task_runner=make_runner(runner_name))
+        memory = PeakMemory()
+        measured: dict[str, float] = flow(**command["parameters"])
+        peak_nbytes = memory.extra_nbytes()
+        return measured if peak_nbytes is None else {**measured, "driver_peak_nbytes": peak_nbytes}
 
     serve(answer)
 

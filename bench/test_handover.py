@@ -1,0 +1,149 @@
+"""From the end of the task that made a frame to the task that reads it, on one host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from bench.conftest import Measure
+from bench.flow_peer import FlowPeer
+from bench.measure import Peer, replay_clock
+from bench.processes import PeerProcess, python_command
+from bench.server import PrefectServer
+
+BASE_NBYTES = 800
+MB = 1_000_000
+#: Chains a round.
+SIZES = {"1 MB": (MB, 5), "100 MB": (100 * MB, 3), "1 GB": (1000 * MB, 2)}
+#: Sizes that are measured in the same flow runs, and passes.
+TOGETHER = {"1 MB": ("small", 5), "100 MB": ("small", 5), "1 GB": ("1 GB", 3)}
+#: How each runner's producers and consumers get into different processes.
+APART = {
+    "ThreadPool": None,
+    "ProcessPool": "occupy",
+    "zfast": "occupy",
+    "Dask": "place",
+    "Ray": "occupy",
+}
+#: Rows: the runner, and what kind of memory its frames are made in.
+ROWS = {
+    "memcpy, warm": ("memcpy", ""),
+    "ThreadPool": ("ThreadPool", "numpy"),
+    "ProcessPool": ("ProcessPool", "numpy"),
+    "zfast": ("zfast", "numpy"),
+    "zfast, np.zeros": ("zfast", "zeros"),
+    "zfast, made in a thread": ("zfast", "thread"),
+    "zfast, Arrow strings": ("zfast", "strings"),
+    "Dask": ("Dask", "numpy"),
+    "Ray": ("Ray", "numpy"),
+    "Ray, Arrow strings": ("Ray", "strings"),
+}
+#: At 1 GB, a process pool's copies in the driver take half a minute.
+TOO_SLOW = {("ProcessPool", "1 GB")}
+#: Memory of a kind that the runner treats as any other is not made at 1 GB.
+KINDS_OF_1_GB = {"", "numpy", "thread"}
+
+pytestmark = [pytest.mark.benchmark(timer=replay_clock.now), pytest.mark.timeout(1500)]
+
+
+class MemcpyPeer:
+    """The limit: one copy between memory that is there already, once for each size."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        """Start the process."""
+        self._sizes = sizes
+        self._process = PeerProcess(python_command("memcpy"))
+
+    def round(self) -> dict[str, float]:
+        """Copy each size, and read all of the copy."""
+        measured: dict[str, float] = {}
+        for nbytes in self._sizes:
+            answer = self._process.ask(nbytes=nbytes)
+            measured[f"start  {nbytes}"] = answer["copy"]
+            measured[f"read  {nbytes}"] = answer["copy"] + answer["read"]
+        return measured
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def rows_of(size: str) -> list[str]:
+    """The rows that are measured at a size."""
+    return [
+        row
+        for row, (runner, kind) in ROWS.items()
+        if (runner, size) not in TOO_SLOW and (size != "1 GB" or kind in KINDS_OF_1_GB)
+    ]
+
+
+CASES = [
+    pytest.param(
+        size, what, peer, id=f"{size}-{what}-{peer}", marks=[] if size == "1 MB" else SAME_CODE
+    )
+    for SAME_CODE in [pytest.mark.same_code]
+    for size in SIZES
+    for what in ["start", "read"]
+    for peer in rows_of(size)
+    if (size, what) != ("1 MB", "read")
+]
+
+
+@pytest.mark.parametrize(("size", "what", "peer"), CASES)
+def test_handover(
+    size: str,
+    what: str,
+    peer: str,
+    smoke: bool,
+    prefect_server: PrefectServer,
+    measured: Measure,
+    row: Callable[..., None],
+) -> None:
+    key, rounds = TOGETHER[size]
+    sizes = {
+        name: (nbytes, 1 if smoke else count)
+        for name, (nbytes, count) in SIZES.items()
+        if TOGETHER[name][0] == key and (not smoke or name == "1 MB")
+    }
+
+    def open_peer(runner: str) -> Peer:
+        if runner == "memcpy":
+            return MemcpyPeer([nbytes for nbytes, _ in sizes.values()])
+        plan: dict[str, list[Any]] = {"numpy": [(BASE_NBYTES, 2 if smoke else 7)]}
+        for name, size_and_count in sizes.items():
+            for of_row in rows_of(name):
+                of_runner, kind = ROWS[of_row]
+                if of_runner == runner:
+                    plan.setdefault(kind, []).append(size_and_count)
+        return FlowPeer(runner, prefect_server, "handover.handover", plan=plan, apart=APART[runner])
+
+    runners = dict.fromkeys(ROWS[name][0] for name in rows_of(size))
+    measurements = measured(
+        ("handover", key),
+        {runner: partial(open_peer, runner) for runner in runners},
+        rounds=rounds,
+        warmup_rounds=0,
+    )
+    runner, kind = ROWS[peer]
+    nbytes = sizes[size][0]
+    measurement = measurements[runner]
+    name = f"{what} {kind} {nbytes}"
+    base = measurement.values(f"{what} numpy {BASE_NBYTES}")
+    done = "has read all" if what == "read" else "starts"
+    row(
+        measurement,
+        group=f"hand-over, {size}, consumer {done}",
+        peer=peer,
+        reference="ThreadPool",
+        work=nbytes,
+        unit="bytes",
+        duration=name,
+        base=base or None,
+        limit=runner == "memcpy",
+        elsewhere=measurement.median(f"elsewhere {kind} {nbytes}"),
+        chart="hand-over",
+        payload_nbytes=nbytes,
+    )
