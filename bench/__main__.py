@@ -1,4 +1,4 @@
-"""The benchmarks' command line: ``python -m bench run | report | compare``."""
+"""The benchmarks' command line: ``python -m bench run | limits | report | compare``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
+
+from bench.limits_table import SUFFIX as LIMITS_SUFFIX
+from bench.limits_table import limits_path, load_limits, markdown_limits, print_limits, save_limits
+from bench.rows import load_run
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
@@ -34,7 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the benchmarks and report them, rows that were lost too."""
     path: Path = arguments.json or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}.json"
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _measure_limits(limits_path(path), arguments.smoke, console)
     files = [str(FOLDER / f"test_{group}.py") for group in arguments.group or GROUPS]
     command = [sys.executable, "-m", "pytest", *files, f"--benchmark-json={path}"]
     command += ["--benchmark-columns=min,median,iqr,rounds", "-q"]
@@ -47,32 +51,59 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return status
 
 
+def limits(arguments: argparse.Namespace, console: Console) -> int:
+    """Measure what the machine itself can do, print it and keep it."""
+    path: Path = arguments.json or limits_path(RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}.json")
+    _measure_limits(path.resolve(), arguments.smoke, console)
+    return 0
+
+
 def report(arguments: argparse.Namespace, console: Console) -> int:
     """Report a run that was made before."""
-    _report(arguments.json or _newest(), arguments, console)
+    path = arguments.json or _newest()
+    if arguments.markdown:
+        from bench.report import markdown_report
+
+        print(markdown_limits(load_limits(path)), markdown_report(load_run(path)), sep="\n\n")
+        return 0
+    print_limits(load_limits(path), console)
+    _report(path, arguments, console)
     return 0
 
 
 def compare(arguments: argparse.Namespace, console: Console) -> int:
     """Compare two runs, each a path or a baseline's name."""
     from bench.compare import print_comparison
-    from bench.rows import load_run
 
     print_comparison(load_run(_find(arguments.baseline)), load_run(_find(arguments.new)), console)
     return 0
 
 
+def _measure_limits(path: Path, smoke: bool, console: Console) -> None:
+    from bench.limits import measure_limits
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = measure_limits(smoke)
+    print_limits(measured, console)
+    save_limits(measured, path)
+    console.print(f"limits: {path}", highlight=False, soft_wrap=True)
+
+
 def _report(path: Path, arguments: argparse.Namespace, console: Console) -> None:
-    from bench.chart import draw_chart
+    from bench.chart import draw_ratios
     from bench.compare import save_baseline
+    from bench.growth_chart import draw_growth
+    from bench.handover_chart import draw_handover
     from bench.report import print_report
-    from bench.rows import load_run
 
     results = load_run(path)
     print_report(results, console)
+    console.print(f"results: {path}", highlight=False, soft_wrap=True)
     chart = arguments.chart or path.with_suffix(".png")
-    draw_chart(results, chart)
-    console.print(f"results: {path}\nchart: {chart}", highlight=False, soft_wrap=True)
+    for draw, name in ((draw_ratios, ""), (draw_handover, "-handover"), (draw_growth, "-growth")):
+        drawn = chart.with_stem(f"{chart.stem}{name}")
+        if draw(results, drawn):
+            console.print(f"chart: {drawn}", highlight=False, soft_wrap=True)
     if arguments.save_baseline:
         baseline = BASELINES / f"{arguments.save_baseline}.json"
         save_baseline(path, baseline)
@@ -80,7 +111,8 @@ def _report(path: Path, arguments: argparse.Namespace, console: Console) -> None
 
 
 def _newest() -> Path:
-    paths = sorted(RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    runs = [path for path in RESULTS.glob("*.json") if not path.name.endswith(LIMITS_SUFFIX)]
+    paths = sorted(runs, key=lambda path: path.stat().st_mtime)
     if not paths:
         raise FileNotFoundError("there is no run yet: python -m bench run")
     return paths[-1]
@@ -105,7 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", type=Path, help="where the results go")
     one.set_defaults(command=run)
 
+    one = commands.add_parser("limits", help="measure what the machine itself can do")
+    one.add_argument("--smoke", action="store_true", help="once and small; no timings count")
+    one.add_argument("--json", type=Path, help="where they go")
+    one.set_defaults(command=limits)
+
     one = commands.add_parser("report", parents=[output], help="report a run")
+    one.add_argument("--markdown", action="store_true", help="tables to paste; no charts")
     one.add_argument("json", nargs="?", type=Path, help="default: the newest")
     one.set_defaults(command=report)
 

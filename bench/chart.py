@@ -1,8 +1,9 @@
-"""The chart of one run: for each group, how many times faster than the reference."""
+"""The chart of ratios of one run: for each group, how many times faster than the reference."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -11,19 +12,24 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.rows import Group, Run, format_rate, format_ratio, machine_line
 
-COLUMNS = 4
+COLUMNS = 3
 ZFAST, REFERENCE, OTHER = "#d9480f", "#495057", "#adb5bd"
 
 
-def draw_chart(run: Run, path: Path) -> None:
-    """Draw small multiples, one for each group with rows, and save them by the path's suffix."""
-    groups = [group for group in run.groups if group.reference_row]
+def draw_ratios(run: Run, path: Path) -> bool:
+    """Draw small multiples, one for each group without a chart of its own; False if none."""
+    groups = [
+        group
+        for group in run.groups
+        if group.reference_row and not any(row.chart for row in group.rows)
+    ]
     if not groups:
-        return
+        return False
     lines = math.ceil(len(groups) / COLUMNS)
     figure, grid = plt.subplots(
         lines,
@@ -37,13 +43,23 @@ def draw_chart(run: Run, path: Path) -> None:
         _draw_group(axis, group)
     for axis in axes[len(groups) :]:
         axis.set_axis_off()
-    title = "Times faster than the reference peer (logarithmic, whiskers are quartiles)"
+    caption(
+        figure, run, "Times faster than the reference peer (logarithmic, whiskers are quartiles)"
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def caption(figure: Figure, run: Run, title: str) -> None:
+    """Say what a chart shows, and what its numbers depend on."""
     if run.smoke:
         title = "Smoke run, timings say nothing. " + title
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel(machine_line(run.machine), fontsize=8, color="gray")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    words = machine_line(run.machine)
+    # In two lines where one would be wider than the chart.
+    width = int(figure.get_figwidth() * 19)
+    figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=8, color="gray")
 
 
 def _draw_group(axis: Axes, group: Group) -> None:

@@ -21,6 +21,9 @@ from bench.rows import (
     machine_line,
     spread,
 )
+from bench.targets import COLUMNS as TARGET_COLUMNS
+from bench.targets import TITLE as TARGETS_TITLE
+from bench.targets import check_targets, print_targets
 
 HOW_TO_READ = (
     "Peers take turns, one round each in a pass. Times are medians of the rounds. The ratio is the "
@@ -108,6 +111,7 @@ def print_report(run: Run, console: Console) -> None:
         console.print(SMOKE, style="bold yellow")
     for group in run.groups:
         console.print(_table(group))
+    print_targets(run, console)
     console.print(machine_line(run.machine), style="dim", highlight=False)
     console.print(Text(HOW_TO_READ), style="dim")
 
@@ -130,6 +134,11 @@ def markdown_report(run: Run) -> str:
             cells = [f"lost: {reason.splitlines()[0]}", *("" for _ in columns[1:])]
             lines.append(_markdown_line([peer, *cells]))
         parts.append("\n".join(lines))
+    targets = check_targets(run)
+    if targets:
+        lines = [_markdown_line(TARGET_COLUMNS), _markdown_line(["---"] * len(TARGET_COLUMNS))]
+        lines += map(_markdown_line, targets)
+        parts.append("\n".join([f"**{TARGETS_TITLE}**", "", *lines]))
     return "\n\n".join([*parts, machine_line(run.machine), HOW_TO_READ])
 
 

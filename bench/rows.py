@@ -188,6 +188,14 @@ def format_count(count: float) -> str:
     return f"{count:.1f}" if 0 < count < 10 else f"{count:,.0f}"
 
 
+def format_size(nbytes: float) -> str:
+    """Bytes in the largest decimal unit that fits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:g} {unit}"
+    return f"{nbytes:g} B"
+
+
 def format_seconds(seconds: float) -> str:
     """Three digits and a unit."""
     if seconds < 0:
