@@ -55,11 +55,14 @@ def caption(figure: Figure, run: Run, title: str) -> None:
     """Say what a chart shows, and what its numbers depend on."""
     if run.smoke:
         title = "Smoke run, timings say nothing. " + title
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    words = machine_line(run.machine)
     # In two lines where one would be wider than the chart.
-    width = int(figure.get_figwidth() * 19)
-    figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=8, color="gray")
+    inches = figure.get_figwidth()
+    title = "\n".join(textwrap.wrap(title, int(inches * 8)))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    words = "\n".join(
+        textwrap.wrap(machine_line(run.machine), int(inches * 18), break_on_hyphens=False)
+    )
+    figure.supxlabel(words, fontsize=8, color="gray")
 
 
 def _draw_group(axis: Axes, group: Group) -> None:

@@ -7,7 +7,6 @@ from statistics import median
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.chart import OTHER, REFERENCE, ZFAST, caption
@@ -33,22 +32,12 @@ def draw_handover(run: Run, path: Path) -> bool:
         layout="constrained",
     )
     axes = list(grid.flat)
-    # Sizes below each other, "starts" on the left and "has read all" on the right.
-    for axis, group in zip(axes[-len(groups) :], groups, strict=True):
+    if len(groups) < len(axes):
+        # The smallest size has no "has read all": the place beside it stays empty.
+        axes.pop(1).set_axis_off()
+    for axis, group in zip(axes, groups, strict=True):
         _draw(axis, group)
-    for axis in axes[: -len(groups)]:
-        axis.set_axis_off()
-    keys = [
-        Line2D([], [], color=OTHER, marker="o", linestyle="", markersize=5, label="with 800 B"),
-        Line2D(
-            [], [], color="black", marker="o", linestyle="", markersize=8, label="with the size"
-        ),
-    ]
-    where = axes[0] if axes[0].axison is False else axes[-1]
-    where.legend(
-        handles=keys, loc="center" if where is axes[0] else "lower right", fontsize=9, frameon=False
-    )
-    caption(figure, run, "From the end of the task that made a frame to the task that reads it")
+    caption(figure, run, "From the end of one task to the task that reads its frame (grey: 800 B)")
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return True

@@ -43,21 +43,22 @@ class Column:
 
 
 def _ratio(group: Group, row: Row) -> str:
-    return "1 (reference)" if row.peer == group.reference else format_ratio(group.speedup(row))
+    return "reference" if row.peer == group.reference else format_ratio(group.speedup(row))
 
 
 def _quartiles(group: Group, row: Row) -> str | None:
     quartiles = group.speedup_spread(row)
     if row.peer == group.reference or quartiles is None:
         return None
-    return f"{quartiles[0]:.2f}–{quartiles[1]:.2f}"
+    return "–".join(format_ratio(ratio).removesuffix(" ×") for ratio in quartiles)
 
 
 def _beyond(_: Group, row: Row) -> str | None:
     if row.beyond_base is None:
         return None
-    low, high = (format_seconds(value) for value in spread(row.beyond_base))
-    return f"{format_seconds(median(row.beyond_base))} ({low} to {high})"
+    low, high = spread(row.beyond_base)
+    middle = format_seconds(median(row.beyond_base))
+    return middle if low == high else f"{middle} ({format_seconds(low)}, {format_seconds(high)})"
 
 
 COLUMNS = [

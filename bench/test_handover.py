@@ -20,14 +20,6 @@ MB = 1_000_000
 SIZES = {"1 MB": (MB, 5), "100 MB": (100 * MB, 3), "1 GB": (1000 * MB, 2)}
 #: Sizes that are measured in the same flow runs, and passes.
 TOGETHER = {"1 MB": ("small", 5), "100 MB": ("small", 5), "1 GB": ("1 GB", 3)}
-#: How each runner's producers and consumers get into different processes.
-APART = {
-    "ThreadPool": None,
-    "ProcessPool": "occupy",
-    "zfast": "occupy",
-    "Dask": "place",
-    "Ray": "occupy",
-}
 #: Rows: the runner, and what kind of memory its frames are made in.
 ROWS = {
     "memcpy, warm": ("memcpy", ""),
@@ -118,7 +110,7 @@ def test_handover(
                 of_runner, kind = ROWS[of_row]
                 if of_runner == runner:
                     plan.setdefault(kind, []).append(size_and_count)
-        return FlowPeer(runner, prefect_server, "handover.handover", plan=plan, apart=APART[runner])
+        return FlowPeer(runner, prefect_server, "handover.handover", plan=plan)
 
     runners = dict.fromkeys(ROWS[name][0] for name in rows_of(size))
     measurements = measured(

@@ -33,11 +33,11 @@ PACKAGES = {
 KB, MB, GB = 1_000, 1_000_000, 1_000_000_000
 #: By size: bytes, transfers a round, passes. Fewer where a transfer takes seconds.
 SIZES = {
-    "1 KB": (KB, 100, 7),
-    "10 KB": (10 * KB, 100, 7),
-    "100 KB": (100 * KB, 100, 7),
-    "1 MB": (MB, 20, 7),
-    "10 MB": (10 * MB, 5, 7),
+    "1 KB": (KB, 100, 5),
+    "10 KB": (10 * KB, 100, 5),
+    "100 KB": (100 * KB, 100, 5),
+    "1 MB": (MB, 20, 5),
+    "10 MB": (10 * MB, 5, 5),
     "100 MB": (100 * MB, 2, 5),
     "1 GB": (GB, 1, 3),
     "4 GB": (4 * GB, 1, 2),
