@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     files = [str(FOLDER / f"test_{group}.py") for group in arguments.group or GROUPS]
     command = [sys.executable, "-m", "pytest", *files, f"--benchmark-json={path}"]
     command += ["--benchmark-columns=min,median,iqr,rounds", "-q"]
+    if arguments.passes:
+        command.append(f"--passes={arguments.passes}")
     command += [f"--{name}" for name in ("smoke", "huge") if getattr(arguments, name)]
     status = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
     if not path.exists() or path.stat().st_size == 0:
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", parents=[output], help="run the benchmarks and report them")
     one.add_argument("--smoke", action="store_true", help="each once and small; no timings count")
+    one.add_argument("--passes", type=int, help="a shorter run: at most so many in each group")
     one.add_argument("--huge", action="store_true", help="transports up to 4 GB: wants 20 GB free")
     one.add_argument("--group", nargs="+", choices=GROUPS, help="only these groups")
     one.add_argument("--json", type=Path, help="where the results go")

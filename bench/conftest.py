@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--smoke", action="store_true", help="run each benchmark once and small: no timings count"
     )
+    parser.addoption("--passes", type=int, default=100, help="no group takes more than so many")
     parser.addoption("--huge", action="store_true", help="transports up to 4 GB: wants 20 GB free")
 
 
@@ -77,7 +78,7 @@ Measure = Callable[..., dict[str, Measurement]]
 
 
 @pytest.fixture(scope="session")
-def measured(smoke: bool) -> Measure:
+def measured(request: pytest.FixtureRequest, smoke: bool) -> Measure:
     """Measure a set of peers in turns, when its first row is asked for."""
     done: dict[object, dict[str, Measurement]] = {}
 
@@ -85,6 +86,7 @@ def measured(smoke: bool) -> Measure:
         key: object, openers: Mapping[str, Callable[[], Peer]], *, rounds: int, warmup_rounds: int
     ) -> dict[str, Measurement]:
         if key not in done:
+            rounds = min(rounds, request.config.getoption("--passes"))
             if smoke:
                 rounds, warmup_rounds = 1, 0
             done[key] = measure_in_turns(openers, rounds=rounds, warmup_rounds=warmup_rounds)

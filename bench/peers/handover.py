@@ -18,7 +18,7 @@ from bench.peers.handover_frames import MAKE, read_all
 
 #: The chain without a payload to speak of.
 BASE_NBYTES = 800
-TRIAL_CHAINS = 3
+TRIAL_CHAINS = 2
 WORKERS = 2
 MEET_TIMEOUT_S = 60.0
 
