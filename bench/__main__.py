@@ -19,7 +19,7 @@ RESULTS = FOLDER / "results"
 BASELINES = FOLDER / "baselines"
 GROUPS = sorted(path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py"))
 #: Wide enough for the tables when the output goes to a file.
-FILE_WIDTH = 140
+FILE_WIDTH = 160
 
 
 def main() -> int:

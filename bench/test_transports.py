@@ -88,9 +88,11 @@ class Transports:
         if name not in PAIRS:
             self._running[name] = Cluster(name)
             return
-        commands = [python_command("transports", role, name) for role in ("receiver", "sender")]
+        receiver, sender = (
+            python_command("transports", role, name) for role in ("receiver", "sender")
+        )
         endpoint = f"ipc://{self._folder}/transport{next(self._numbers)}"
-        self._running[name] = Pair(*commands, [endpoint])
+        self._running[name] = Pair(receiver, sender, [endpoint])
 
     def round(self, name: str, nbytes: int, count: int) -> dict[str, float]:
         """Run one round; a peer that fails is started anew for the next size."""

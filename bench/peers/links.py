@@ -162,10 +162,12 @@ class SharedMemoryLink(PipeLink):
         if self._block is None or self._block.size < end:
             self._release()
             self._block = SharedMemory(create=True, size=end)
+        memory = self._block.buf
+        assert memory is not None
         for (start, nbytes), buffer in zip(places, buffers, strict=True):
-            target = np.frombuffer(self._block.buf, np.uint8, nbytes, start)
+            target = np.frombuffer(memory, np.uint8, nbytes, start)
             np.copyto(target, np.frombuffer(buffer.raw(), np.uint8))
-            del target
+        del memory, target
         self.connection.send((self._block.name, header, places))
 
     def wait(self) -> None:
@@ -178,7 +180,9 @@ class SharedMemoryLink(PipeLink):
         if self._block is None or self._block.name != name:
             self._detach()
             self._block = attach(name)
-        views = [self._block.buf[start : start + nbytes] for start, nbytes in places]
+        memory = self._block.buf
+        assert memory is not None
+        views = [memory[start : start + nbytes] for start, nbytes in places]
         frame: pd.DataFrame = pickle.loads(header, buffers=views)
         return frame
 
