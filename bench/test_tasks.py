@@ -41,7 +41,7 @@ def test_noop_tasks(
         "no-op tasks",
         {name: partial(open_peer, name) for name in PEERS},
         rounds=5,
-        warmup_rounds=1,
+        warmup_rounds=0,
     )
     row(
         measurements[peer],
@@ -54,16 +54,10 @@ def test_noop_tasks(
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize(
-    "cached",
-    [
-        pytest.param(True, id="plain"),
-        pytest.param(False, id="NO_CACHE", marks=pytest.mark.same_code),
-    ],
-)
+@pytest.mark.parametrize("policy", ["plain", "NO_CACHE"])
 def test_frames(
     peer: str,
-    cached: bool,
+    policy: str,
     smoke: bool,
     prefect_server: PrefectServer,
     measured: Measure,
@@ -72,21 +66,22 @@ def test_frames(
     rows = FRAME_ROWS // 50 if smoke else FRAME_ROWS
 
     def open_peer(name: str) -> Peer:
-        return FlowPeer(name, prefect_server, "flows.frames", rows=rows, cached=cached)
+        return FlowPeer(name, prefect_server, "flows.frames", rows=rows)
 
     measurements = measured(
-        ("frames", cached),
+        "frames",
         {name: partial(open_peer, name) for name in PEERS},
         rounds=5,
-        warmup_rounds=1,
+        warmup_rounds=0,
     )
     row(
         measurements[peer],
-        group=f"4 × 50 MB and a reduce, {'plain @task' if cached else 'NO_CACHE'}",
+        group=f"4 × 50 MB and a reduce, {'plain @task' if policy == 'plain' else policy}",
         peer=peer,
         reference="ThreadPool",
         work=1,
         unit="flows",
+        duration=policy,
         peak_memory_ratio=measurements[peer].ratio(
             "driver_peak_nbytes", rows * ROW_NBYTES * MAKERS
         ),
