@@ -37,7 +37,11 @@ def draw_handover(run: Run, path: Path) -> bool:
         axes.pop(1).set_axis_off()
     for axis, group in zip(axes, groups, strict=True):
         _draw(axis, group)
-    caption(figure, run, "From the end of one task to the task that reads its frame (grey: 800 B)")
+    caption(
+        figure,
+        run,
+        "From the end of one task to the one that reads its frame (grey: 800 B; in brackets: beyond)",
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return True
