@@ -51,6 +51,7 @@ from zfast.sharing import exchange
 from zfast.sharing.exchange import SegmentServer
 from zfast.sharing.handover import Handover
 from zfast.sharing.lease_table import LeaseTable
+from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.runner")
 
@@ -102,6 +103,7 @@ class Hub:
         self._failed_starts = 0
         self._closing = False
         self._stop_deadline = float("inf")
+        self._forks_next_look = float("inf")
         self._commands = CommandQueue()
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
         self._finished = threading.Event()
@@ -213,7 +215,7 @@ class Hub:
         self._finished.set()
 
     def _poll_timeout_ms(self) -> int | None:
-        until = min(self._pool.next_look, self._stop_deadline)
+        until = min(self._pool.next_look, self._stop_deadline, self._forks_next_look)
         if until == float("inf"):
             return None
         return int(max(0.0, until - time.monotonic()) * 1000) + 1
@@ -349,7 +351,7 @@ class Hub:
         """Carry out, once a turn, what the ends of leases lead to."""
         for worker in self._pool.take_bereaved():
             self._desk.end_worker(worker.routing_id, worker.process.pid)
-        self._desk.guard.look()
+        self._forks_next_look = next_settling()
         self._desk.forget_released()
         for routing_id, generations in self._desk.take_frees().items():
             owner = self._pool.get(routing_id)

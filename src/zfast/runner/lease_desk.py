@@ -14,7 +14,6 @@ from zfast import arena
 from zfast.errors import ProtocolError
 from zfast.runner.protocol import Done, Run, split_parcels
 from zfast.sharing.descriptor import Descriptor
-from zfast.sharing.forks import ForkGuard
 from zfast.sharing.handover import Handover, Parcel
 from zfast.sharing.lease_table import DRIVER, Effect, Free, LeaseTable, Process
 from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
@@ -41,7 +40,6 @@ class LeaseDesk:
         self._workers: dict[int, Process] = {}
         self._frees: defaultdict[Process, list[int]] = defaultdict(list)
         self._drops: list[bytes] = []
-        self.guard = ForkGuard(lambda: bool(self._table.n_held(DRIVER)), self._end)
         self.handover = Handover(self, lambda: list(self._segments.values()), shared=shared)
 
     # ---- any thread: what the driver gives and reads ------------------------------------
@@ -54,12 +52,12 @@ class LeaseDesk:
     def publish(self, descriptor: Descriptor, segment: Segment) -> Lease:
         """Open a publication of the driver's arena."""
         self._command(lambda: self._table.publish(DRIVER, descriptor, DRIVER))
-        return Lease(descriptor, segment, self.guard.end)
+        return Lease(descriptor, segment, self._end)
 
     def lease_again(self, descriptor: Descriptor, segment: Segment) -> Lease:
         """Another lease for the driver on what it has one on."""
         self._command(lambda: self._table.grant(descriptor, DRIVER, by=DRIVER))
-        return Lease(descriptor, segment, self.guard.end)
+        return Lease(descriptor, segment, self._end)
 
     def _end(self, descriptor: Descriptor) -> None:
         self._command(lambda: self._release(DRIVER, [descriptor.key]))
@@ -162,7 +160,7 @@ class LeaseDesk:
             self._table.grant(descriptor, DRIVER, by=worker)
         else:
             self._table.publish(worker, descriptor, DRIVER)
-        return Lease(descriptor, self._segments[descriptor.segment_id], self.guard.end)
+        return Lease(descriptor, self._segments[descriptor.segment_id], self._end)
 
     def _add_own(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
         self._table.add_segment(DRIVER, segment_id, nbytes)

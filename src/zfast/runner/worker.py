@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from zfast.runner.protocol import (
 )
 from zfast.runner.worker_leases import WorkerLeases
 from zfast.sharing.handover import Parcel
+from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.worker")
 
@@ -148,7 +150,8 @@ class HubConnection:
         poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_receiver, zmq.POLLIN)
         while True:
-            poller.poll()
+            look_again_s = next_settling() - time.monotonic()
+            poller.poll(None if look_again_s == float("inf") else int(look_again_s * 1000))
             try:
                 os.read(self._wake_receiver, 4096)
             except BlockingIOError:

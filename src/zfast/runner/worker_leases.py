@@ -11,7 +11,6 @@ from zfast.codec import Payload
 from zfast.runner.protocol import Done, Free, Gone, Release, Run, join_parcels, split_parcels
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentClient
-from zfast.sharing.forks import ForkGuard
 from zfast.sharing.handover import Handover, Parcel
 from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
 
@@ -34,8 +33,6 @@ class WorkerLeases:
         self._own: dict[bytes, OwnSegment] = {}
         self._peers: dict[bytes, PeerSegment] = {}
         self._ended: deque[Descriptor] = deque()
-        self._n_held = 0
-        self.guard = ForkGuard(lambda: self._n_held > 0, self._end)
         self.handover = Handover(
             self,
             lambda: [*list(self._peers.values()), *list(self._own.values())],
@@ -91,11 +88,9 @@ class WorkerLeases:
 
     def take_messages(self) -> list[Release | Gone]:
         """What the hub is to be told."""
-        self.guard.look()
         messages: list[Release | Gone] = []
         keys = [self._ended.popleft().key for _ in range(len(self._ended))]
         if keys:
-            self._n_held -= len(keys)
             messages.append(Release(keys))
         released = self.handover.take_released()
         if released:
@@ -113,5 +108,4 @@ class WorkerLeases:
         segment: Segment | None = self._own.get(segment_id) or self._peers.get(segment_id)
         if segment is None:
             segment = self._peers[segment_id] = PeerSegment(lambda: self._client.fetch(segment_id))
-        self._n_held += 1
-        return Lease(descriptor, segment, self.guard.end)
+        return Lease(descriptor, segment, self._end)

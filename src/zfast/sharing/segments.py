@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from zfast import arena
 from zfast.sharing.descriptor import Descriptor
-from zfast.sharing.forks import n_forks
+
+#: How often to look whether forked children are gone, as long as one holds back a lease.
+SETTLE_EVERY_S = 0.1
 
 
 class Segment(ABC):
@@ -54,28 +57,25 @@ class Lease:
     Args:
         descriptor: What may be read.
         segment: Where it lies.
-        on_end: Called once with the lease's descriptor and ``born``, on any thread, at any moment:
-            it must not wait for a lock that its own thread may hold.
+        on_end: Called once with the lease's descriptor, on any thread, at any moment: it must
+            not wait for a lock that its own thread may hold.
 
-    Attributes:
-        born: How often this process had forked when the lease began.
-
-    Lifetime: views keep it alive. Threads: any. In a forked child its end means nothing.
+    Lifetime: views keep it alive, also those that a forked child has inherited. Threads: any. In a
+    forked child its end means nothing.
     """
 
-    __slots__ = ("__weakref__", "_on_end", "_pid", "born", "descriptor", "segment")
+    __slots__ = ("__weakref__", "_on_end", "_pid", "descriptor", "segment")
 
     def __init__(
         self,
         descriptor: Descriptor,
         segment: Segment,
-        on_end: Callable[[Descriptor, int], None] | None,
+        on_end: Callable[[Descriptor], None] | None,
     ) -> None:
         self.descriptor = descriptor
         self.segment = segment
         self._on_end = on_end
         self._pid = os.getpid()
-        self.born = n_forks()
 
     def view(self) -> memoryview:
         """The publication's bytes, read-only."""
@@ -83,7 +83,7 @@ class Lease:
 
     def __del__(self) -> None:
         if self._on_end is not None and self._pid == os.getpid():
-            self._on_end(self.descriptor, self.born)
+            self._on_end(self.descriptor)
 
 
 class OwnSegment(Segment):
@@ -120,3 +120,12 @@ class PeerSegment(Segment):
                 finally:
                     os.close(fd)
         return self._mapping.view(offset, nbytes, owner)
+
+
+def next_settling() -> float:
+    """End leases that forked children held back and that are gone by now.
+
+    Returns:
+        When to call it again at the latest, by the monotonic clock.
+    """
+    return time.monotonic() + SETTLE_EVERY_S if arena.settle_loans() else float("inf")
