@@ -40,7 +40,7 @@ def draw_handover(run: Run, path: Path) -> bool:
     caption(
         figure,
         run,
-        "From the end of a task to the one that reads its frame (grey: 800 B; in brackets: beyond)",
+        "From one task's end to the one that reads its frame (grey: 800 B; in brackets: beyond)",
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
