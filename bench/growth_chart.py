@@ -34,11 +34,11 @@ def draw_growth(run: Run, path: Path) -> bool:
         return False
     figure, (left, right) = plt.subplots(1, 2, figsize=(15.5, 6.6), layout="constrained")
     _draw(left, lines, lambda _, seconds: seconds)
-    _draw(right, lines, lambda row, seconds: row.work / seconds / 1e9)
+    _draw(right, lines, lambda row, seconds: row.work / seconds)
     left.set_title("Time of a transfer, acknowledged", loc="left", fontsize=11, fontweight="bold")
     left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_seconds(y)))
     right.set_title("Throughput", loc="left", fontsize=11, fontweight="bold")
-    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} GB/s"))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{format_size(y)}/s"))
     caption(
         figure,
         run,
