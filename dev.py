@@ -5,6 +5,7 @@
     python3 dev.py lint          ruff, cython-lint, mypy, import-linter
     python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
+    python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -23,7 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
 SANITIZED = ROOT / "build" / "sanitized"
 #: Extras each command needs. The lint tools look at everything, so they need everything.
-EXTRAS = {"demo": "demo", "test": "test", "lint": "test,lint", "sanitize": "test", "bench": "bench"}
+EXTRAS = {"demo": "demo", "test": "test", "lint": "test,lint", "sanitize": "test", "bench": "bench", "soak": "test"}
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
     "tests/test_core_sockets.py",
@@ -48,9 +49,15 @@ def main(arguments: list[str]) -> int:
         return 2
     os.chdir(ROOT)
     prepare(EXTRAS[command])
-    return {"demo": demo, "test": test, "lint": lint, "sanitize": sanitize, "bench": bench}[
-        command
-    ](rest)
+    run_command = {
+        "demo": demo,
+        "test": test,
+        "lint": lint,
+        "sanitize": sanitize,
+        "bench": bench,
+        "soak": soak,
+    }[command]
+    return run_command(rest)
 
 
 def demo(arguments: list[str]) -> int:
@@ -107,6 +114,11 @@ def sanitize(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     """Run the benchmarks and print their report."""
     return run(PYTHON, "-m", "bench", "run", *arguments)
+
+
+def soak(arguments: list[str]) -> int:
+    """Run the soak test of hand-overs."""
+    return run(PYTHON, Path("tests") / "soak_handover.py", *arguments)
 
 
 def prepare(extras: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zfast.codec import decode, encode
+from zfast.sharing.results import seal_results
 
 
 class FunctionExecutor:
@@ -13,7 +14,7 @@ class FunctionExecutor:
 
     def run(self, code, context, parcels):
         function, argument = (decode(parcel.open()) for parcel in parcels)
-        return [encode(function(argument, self._notify))]
+        return [encode(seal_results(function)(argument, self._notify))]
 
     def close(self):
         pass

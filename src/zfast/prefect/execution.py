@@ -17,17 +17,16 @@ from prefect.context import SyncClientContext, hydrated_context, tags
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
 
-from zfast import arena
 from zfast.codec import Payload, decode, encode
 from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
-from zfast.ownership import Exclusive, share_results
 from zfast.prefect.caching import fast_policy
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import flush_events, forward_logs
 from zfast.runner import cycles
 from zfast.runner.job import Blob
-from zfast.sharing.handover import SHARED_MIN_NBYTES, Parcel
+from zfast.sharing.handover import Parcel
+from zfast.sharing.results import seal_results
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -96,7 +95,7 @@ class TaskExecutor:
                 self._tasks.clear()
             task = cloudpickle.loads(code.data)
             # Before Prefect, its hooks and its caches see what the function returns.
-            task.fn = share_results(task.fn, _seal_blocks, min_nbytes=SHARED_MIN_NBYTES)
+            task.fn = seal_results(task.fn)
             task.cache_policy = fast_policy(task.cache_policy, self._digests)
             self._tasks[code.digest] = task
             cycles.modules_loaded()
@@ -118,12 +117,6 @@ class TaskExecutor:
                 else prefect.task_engine.run_task_sync(**arguments)
             )
         return cast("State[Any]", state)
-
-
-def _seal_blocks(exclusive: Exclusive) -> None:
-    """Mark what is exclusive of a result as never to be written to again: it can be shared."""
-    for address, nbytes in exclusive.blocks:
-        arena.seal(address, nbytes)
 
 
 def _decode_parcel(parcel: Parcel) -> Any:
