@@ -799,6 +799,8 @@ def test_a_wrapped_function_gives_sealed_results() -> None:
 
     wrapped = share_results(make, seen.append)
     assert wrapped.__doc__ == make.__doc__
+    assert wrapped.__name__ == "make"
+    assert wrapped.__code__ is make.__code__
     assert inspect.signature(wrapped) == inspect.signature(make)
     value = wrapped(N, columns=3)
     assert [exclusive.nbytes for exclusive in seen] == [N * 3 * 8]
@@ -807,7 +809,7 @@ def test_a_wrapped_function_gives_sealed_results() -> None:
     assert value.iloc[0, 0] == 5.0
 
 
-def test_a_wrapped_coroutine_function_stays_one() -> None:
+def test_a_coroutine_function_is_wrapped() -> None:
     seen: list[Exclusive] = []
 
     async def make() -> Any:
@@ -815,7 +817,6 @@ def test_a_wrapped_coroutine_function_stays_one() -> None:
         return [np.ones(N)]
 
     wrapped = share_results(make, seen.append)
-    assert inspect.iscoroutinefunction(wrapped)
     (array,) = asyncio.run(wrapped())
     assert not array.flags.writeable
     assert len(seen) == 1

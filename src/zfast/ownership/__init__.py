@@ -179,11 +179,14 @@ def share_results(
     the value yet.
 
     Args:
-        function: Any function; if it is ``async``, so is the wrapper. Generator functions are
-            given back as they are.
+        function: Any function, ``async`` or not. Generator functions are given back as they are.
         on_result: Called with what was found, in the thread of the call, before it returns.
         min_nbytes: Smaller arrays are left out, and stay writable.
         worthwhile: Asked after the call; if it says no, nothing is looked for or sealed.
+
+    Returns:
+        A callable that is called the same way and has all the attributes of ``function``, its
+        ``__code__`` too, which Prefect's ``task_input_hash`` reads.
     """
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return function
@@ -195,17 +198,26 @@ def share_results(
             on_result(exclusive)
         return box.pop()
 
-    if inspect.iscoroutinefunction(function):
+    wrapper = _AsyncSharing if inspect.iscoroutinefunction(function) else _Sharing
+    return wrapper(function, look_at)
 
-        @functools.wraps(function)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            # Straight into the list: a variable would be one more reference.
-            return look_at([await function(*args, **kwargs)])
 
-        return call_async
+class _Sharing:
+    def __init__(self, function: Callable[..., Any], look_at: Callable[[list[Any]], Any]) -> None:
+        self._look_at = look_at
+        self.__wrapped__ = function
+        functools.update_wrapper(self, function)
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return look_at([function(*args, **kwargs)])
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Straight into the list: a variable would be one more reference.
+        return self._look_at([self.__wrapped__(*args, **kwargs)])
 
-    return call
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+
+class _AsyncSharing(_Sharing):
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._look_at([await self.__wrapped__(*args, **kwargs)])
