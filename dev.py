@@ -24,7 +24,14 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
 SANITIZED = ROOT / "build" / "sanitized"
 #: Extras each command needs. The lint tools look at everything, so they need everything.
-EXTRAS = {"demo": "demo", "test": "test", "lint": "test,lint", "sanitize": "test", "bench": "bench", "soak": "test"}
+EXTRAS = {
+    "demo": "demo",
+    "test": "test",
+    "lint": "test,lint",
+    "sanitize": "test",
+    "bench": "bench",
+    "soak": "test",
+}
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
     "tests/test_core_sockets.py",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner
@@ -25,7 +25,7 @@ from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub
 from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
-from zfast.sharing.handover import Handover, Parcel
+from zfast.sharing.handover import Copies, Handover, Parcel
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 #: Futures that can be ending at one time; more than one waits only for a callback that blocks.
 MAX_COMPLETIONS = 32
+
+
+class _Mapped(threading.local):
+    """What was copied so far by the ``map`` that a thread is in."""
+
+    copies: Copies | None = None
 
 
 class ZfastTaskRunner(TaskRunner[ZfastFuture]):
@@ -75,6 +81,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._mapped = _Mapped()
         self._hub: Hub | None = None
         self._shipper: Shipper | None = None
         self._reporter: Reporter | None = None
@@ -186,7 +193,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 task=task,
                 code=shipper.ship_task(task),
                 context=shipper.ship_context(),
-                call=hub.handover.snapshot(encode(call, persistent_id=make_references(upstream))),
+                call=hub.handover.snapshot(
+                    encode(call, persistent_id=make_references(upstream)), self._mapped.copies
+                ),
                 upstream=upstream,
             )
         except ZfastError as error:
@@ -196,6 +205,19 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             return future
         submission.start()
         return future
+
+    def map(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+    ) -> PrefectFutureList[ZfastFuture]:
+        """Submit a task run for each item; what is ``unmapped`` is copied once for all of them."""
+        self._mapped.copies = {}
+        try:
+            return super().map(task, parameters, wait_for)
+        finally:
+            self._mapped.copies = None
 
     def _start(self) -> tuple[Hub, Shipper, Reporter]:
         with self._lock:

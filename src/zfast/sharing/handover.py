@@ -20,6 +20,9 @@ SHARED_MIN_NBYTES = 64 * 1024
 #: copied, because a block lives as long as any part of it is used.
 MAX_SLACK = 2
 
+#: By address and nbytes of a buffer: its copy, and the buffer itself.
+Copies = dict[tuple[int, int], "tuple[memoryview | Lease, memoryview]"]
+
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
@@ -113,13 +116,21 @@ class Handover:
                 parts[index] = payload.buffers[index] if copy is None else copy
         return Parcel(payload.header, parts)
 
-    def snapshot(self, payload: Payload) -> Parcel:
-        """As ``pack``, but what travels is copied too: the caller may change it at once."""
-        parcel = self.pack(payload)
-        return Parcel(
-            parcel.header,
-            [p if isinstance(p, Lease) else memoryview(bytes(p)) for p in parcel.parts],
-        )
+    def snapshot(self, payload: Payload, copies: Copies | None = None) -> Parcel:
+        """As ``pack``, but what travels is copied too: the caller may change it at once.
+
+        Args:
+            copies: Copies made before of memory that has not changed since; new ones are added.
+        """
+        known = {} if copies is None else copies
+        places = [(address_of(buffer), buffer.nbytes) for buffer in payload.buffers]
+        new = [index for index, place in enumerate(places) if place not in known]
+        packed = self.pack(Payload(payload.header, [payload.buffers[index] for index in new]))
+        for index, part in zip(new, packed.parts, strict=True):
+            copy = part if isinstance(part, Lease) else memoryview(bytes(part))
+            # The buffer is kept too, so that its address means nothing else meanwhile.
+            known[places[index]] = copy, payload.buffers[index]
+        return Parcel(payload.header, [known[place][0] for place in places])
 
     def identify(self, buffer: memoryview) -> Descriptor | None:
         """Name the memory of a buffer that was received and so can never change, else None."""
