@@ -97,6 +97,8 @@ class TaskExecutor:
             # Before Prefect, its hooks and its caches see what the function returns.
             task.fn = seal_results(task.fn)
             task.cache_policy = fast_policy(task.cache_policy, self._digests)
+            # Nothing would read what a worker's process caches, and it would pin the memory.
+            task.cache_result_in_memory = False
             self._tasks[code.digest] = task
             cycles.modules_loaded()
         return task
