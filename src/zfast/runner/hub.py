@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 
 import zmq
 
-from zfast import _core
-from zfast.context import process_context
 from zfast.errors import (
     ConfigError,
     ProtocolError,
-    TransportError,
     WorkerDiedError,
     WorkerError,
     WorkerStartError,
 )
 from zfast.runner.commands import Command, CommandQueue
+from zfast.runner.hub_socket import HubSocket
 from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.pool import WorkerPool
@@ -33,7 +31,6 @@ from zfast.runner.protocol import (
     Done,
     Failed,
     Forget,
-    Free,
     Gone,
     Keep,
     Note,
@@ -41,14 +38,11 @@ from zfast.runner.protocol import (
     Release,
     Run,
     Stop,
-    decode_control,
-    encode_control,
     join_parcels,
 )
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
 from zfast.sharing import exchange
-from zfast.sharing.exchange import SegmentServer
 from zfast.sharing.handover import Handover
 from zfast.sharing.lease_table import LeaseTable
 from zfast.sharing.segments import next_settling
@@ -164,13 +158,7 @@ class Hub:
     # ---- the hub's thread --------------------------------------------------------------
 
     def _run(self) -> None:
-        socket = process_context().socket(zmq.ROUTER)
-        socket.router_mandatory = True
-        socket.set_hwm(0)  # bounded by one job a worker
-        self._socket: zmq.Socket[bytes] = socket
-        self._bound = False
-        self._segment_server: SegmentServer | None = None
-        self._poller.register(socket, zmq.POLLIN)
+        self._socket = HubSocket(self._poller)
         self._poller.register(self._commands.fd, zmq.POLLIN)
         error: WorkerError | None = None
         try:
@@ -185,8 +173,7 @@ class Hub:
 
     def _turn(self) -> None:
         self._commands.run()
-        if self._segment_server is not None:
-            self._segment_server.serve()
+        self._desk.serve()
         self._receive()
         for worker in self._pool.bury():
             self._mourn(worker)
@@ -202,13 +189,13 @@ class Hub:
         for worker in self._pool:
             worker.release()
             worker.settle(error)
+        for worker in self._pool.take_survived():
             if worker.children_gone:  # else somebody may read on, and its leases stay
                 self._desk.end_worker(worker.routing_id, worker.process.pid)
             worker.close_lifeline()
         self._fail_queue(error)
-        if self._segment_server is not None:
-            self._segment_server.close()
-        self._socket.close(linger=0)
+        self._desk.close()
+        self._socket.close()
         self._closing = True
         # Results outlive the hub: from now on, whoever lets go of one sees to its lease.
         self._commands.finish()
@@ -255,59 +242,37 @@ class Hub:
                 worker = self._pool.start_worker()
                 self._desk.admit(worker.routing_id, worker.process.pid)
                 # Bound only now: from here on there is a worker to remove the socket if we die.
-                if not self._bound:
-                    self._bind()
+                if not self._socket.is_bound:
+                    self._socket.bind(self._folder.endpoint)
+                    self._desk.open(self._segment_socket, self._poller)
         except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
             self._fail_queue(WorkerStartError(f"cannot start a worker process: {error.strerror}"))
-
-    def _bind(self) -> None:
-        self._socket.bind(self._folder.endpoint)
-        self._bound = True
-        if exchange.is_supported():
-            self._segment_server = SegmentServer(
-                self._segment_socket,
-                self._poller,
-                self._desk,
-                lambda reason: logger.warning("request for shared memory refused: %s", reason),
-            )
 
     def _give(self, worker: WorkerProcess, job: Job) -> None:
         worker.job = job
         if len(worker.blobs) >= MAX_BLOBS:
             worker.blobs.clear()
-            self._send(worker, Forget())
+            self._socket.send(worker.routing_id, Forget())
         for blob in (job.code, job.context):
             if blob.digest not in worker.blobs:
                 worker.blobs.add(blob.digest)
-                self._send(worker, Keep(blob.digest), [blob.data])
+                self._socket.send(worker.routing_id, Keep(blob.digest), [blob.data])
         counts, shared, buffers = join_parcels(job.parcels)
         run = Run(job.job_id, job.code.digest, job.context.digest, counts, shared)
         self._desk.grant(worker.routing_id, run)
-        self._send(worker, run, buffers)
-
-    def _send(
-        self,
-        worker: WorkerProcess,
-        message: ControlMessage,
-        buffers: list[bytes | memoryview] | list[bytes] = [],  # noqa: B006 – never changed
-    ) -> None:
-        kind, body = encode_control(message)
-        try:
-            _core.send_message(self._socket, kind, body, buffers, routing_id=worker.routing_id)
-        except TransportError:
-            # It is gone; its death is noticed and settles its job.
-            logger.debug("worker %s cannot be reached", worker.process.pid, exc_info=True)
+        self._socket.send(worker.routing_id, run, buffers)
 
     def _receive(self) -> None:
         while True:
             try:
-                received = _core.recv(self._socket, routed=True)
+                received = self._socket.receive()
                 if received is None:
                     return
-                worker = self._pool.get(received.routing_id)
-                if worker is None or isinstance(received, _core.Batch):
-                    raise ProtocolError(f"a message from {received.routing_id!r}, not a worker")
-                self._handle(worker, decode_control(received), received.buffers)
+                routing_id, message, buffers = received
+                worker = self._pool.get(routing_id)
+                if worker is None:
+                    raise ProtocolError(f"a message from {routing_id!r}, not a worker")
+                self._handle(worker, message, buffers)
             except ProtocolError as error:
                 logger.warning("message dropped: %s", error)
 
@@ -352,15 +317,8 @@ class Hub:
         for worker in self._pool.take_bereaved():
             self._desk.end_worker(worker.routing_id, worker.process.pid)
         self._forks_next_look = next_settling()
-        self._desk.forget_released()
-        for routing_id, generations in self._desk.take_frees().items():
-            owner = self._pool.get(routing_id)
-            if owner is not None:
-                self._send(owner, Free(generations))
-        drops = self._desk.take_drops()
-        if drops:
-            for worker in self._pool:
-                self._send(worker, Gone(drops))
+        for routing_id, message in self._desk.take_messages(w.routing_id for w in self._pool):
+            self._socket.send(routing_id, message)
 
     def _mourn(self, worker: WorkerProcess) -> None:
         worker.settle(
@@ -392,6 +350,6 @@ class Hub:
                 worker.kill()
             elif worker.idle:
                 worker.stopping = True
-                self._send(worker, Stop())
+                self._socket.send(worker.routing_id, Stop())
         if overdue:
             self._stop_deadline = float("inf")  # killed: their deaths wake the hub

@@ -1,6 +1,4 @@
-"""The hub's desk for shared memory: it keeps the lease table, the segments' files, and tells who
-is to be told what follows.
-"""
+"""The hub's desk for shared memory: lease table, segments' files, and who is told what."""
 
 from __future__ import annotations
 
@@ -8,14 +6,19 @@ import logging
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import zmq
 
 from zfast import arena
 from zfast.errors import ProtocolError
-from zfast.runner.protocol import Done, Run, split_parcels
+from zfast.runner.protocol import Done, Free, Gone, Run, split_parcels
+from zfast.sharing import lease_table
 from zfast.sharing.descriptor import Descriptor
+from zfast.sharing.exchange import SegmentServer
 from zfast.sharing.handover import Handover, Parcel
-from zfast.sharing.lease_table import DRIVER, Effect, Free, LeaseTable, Process
+from zfast.sharing.lease_table import DRIVER, Effect, LeaseTable, Process
 from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
 
 logger = logging.getLogger("zfast.runner")
@@ -40,6 +43,8 @@ class LeaseDesk:
         self._workers: dict[int, Process] = {}
         self._frees: defaultdict[Process, list[int]] = defaultdict(list)
         self._drops: list[bytes] = []
+        self._server: SegmentServer | None = None
+        self._shared = shared
         self.handover = Handover(self, lambda: list(self._segments.values()), shared=shared)
 
     # ---- any thread: what the driver gives and reads ------------------------------------
@@ -63,6 +68,26 @@ class LeaseDesk:
         self._command(lambda: self._release(DRIVER, [descriptor.key]))
 
     # ---- the hub's thread ---------------------------------------------------------------
+
+    def open(self, path: Path, poller: zmq.Poller) -> None:
+        """Let workers exchange segments at a socket, whose requests wake ``poller``."""
+        if self._shared:
+            self._server = SegmentServer(
+                path,
+                poller,
+                self,
+                lambda reason: logger.warning("request for shared memory refused: %s", reason),
+            )
+
+    def serve(self) -> None:
+        """Answer what workers asked."""
+        if self._server is not None:
+            self._server.serve()
+
+    def close(self) -> None:
+        """Hang up on the workers. Leases of the driver live on."""
+        if self._server is not None:
+            self._server.close()
 
     def admit(self, worker: Process, pid: int) -> None:
         """Let a worker that was just started use the segment server."""
@@ -130,19 +155,20 @@ class LeaseDesk:
         self._frees.pop(worker, None)
         self._carry_out(self._table.end_process(worker))
 
-    def forget_released(self) -> None:
-        """Let go of segments that the driver's arena has given back."""
+    def take_messages(self, workers: Iterable[Process]) -> Iterator[tuple[Process, Free | Gone]]:
+        """What workers are to be told, of all that has happened since the last call.
+
+        Args:
+            workers: Those that live.
+        """
         self.remove_segments(DRIVER, self.handover.take_released())
-
-    def take_frees(self) -> dict[Process, list[int]]:
-        """What each worker is to be told that nobody holds any more."""
         frees, self._frees = self._frees, defaultdict(list)
-        return frees
-
-    def take_drops(self) -> list[bytes]:
-        """Segments that every worker is to unmap."""
         drops, self._drops = self._drops, []
-        return drops
+        for worker in workers:
+            if worker in frees:
+                yield worker, Free(frees[worker])
+            if drops:
+                yield worker, Gone(drops)
 
     @property
     def table(self) -> LeaseTable:
@@ -178,7 +204,7 @@ class LeaseDesk:
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Free):
+            if isinstance(effect, lease_table.Free):
                 if effect.owner == DRIVER:
                     arena.unpublish(effect.generation)
                 else:

@@ -89,6 +89,14 @@ class WorkerPool:
             worker.close_lifeline()
         return gone
 
+    def take_survived(self) -> list[WorkerProcess]:
+        """Take every worker that a forked child may have outlived, the living ones too.
+
+        For the end: they are not watched any more.
+        """
+        survived, self._survived = [*self._survived, *self], []
+        return survived
+
     def kill(self) -> None:
         """End every worker at once."""
         for worker in self:

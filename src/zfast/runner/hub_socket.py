@@ -1,0 +1,65 @@
+"""The hub's endpoint: control messages to and from workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import zmq
+
+from zfast import _core
+from zfast.context import process_context
+from zfast.errors import ProtocolError, TransportError
+from zfast.runner.protocol import ControlMessage, decode_control, encode_control
+
+logger = logging.getLogger("zfast.runner")
+
+
+class HubSocket:
+    """A ROUTER that speaks the control protocol. Threads: the hub's only.
+
+    Args:
+        poller: Woken when there is something to receive.
+    """
+
+    def __init__(self, poller: zmq.Poller) -> None:
+        self._socket = process_context().socket(zmq.ROUTER)
+        self._socket.router_mandatory = True
+        self._socket.set_hwm(0)  # bounded by one job a worker
+        self.is_bound = False
+        poller.register(self._socket, zmq.POLLIN)
+
+    def bind(self, endpoint: str) -> None:
+        """Let workers connect."""
+        self._socket.bind(endpoint)
+        self.is_bound = True
+
+    def send(
+        self,
+        routing_id: bytes,
+        message: ControlMessage,
+        buffers: Sequence[bytes | memoryview] = (),
+    ) -> None:
+        """Send a message. To a worker that is gone it goes nowhere: its death is noticed."""
+        kind, body = encode_control(message)
+        try:
+            _core.send_message(self._socket, kind, body, buffers, routing_id=routing_id)
+        except TransportError:
+            logger.debug("worker %r cannot be reached", routing_id, exc_info=True)
+
+    def receive(self) -> tuple[bytes, ControlMessage, list[memoryview]] | None:
+        """The next message, its sender's routing id and its buffers; None when there is none.
+
+        Raises:
+            ProtocolError: What came is no control message; it was dropped.
+        """
+        received = _core.recv(self._socket, routed=True)
+        if received is None:
+            return None
+        if isinstance(received, _core.Batch):
+            raise ProtocolError(f"a batch from {received.routing_id!r}, not a worker")
+        return received.routing_id or b"", decode_control(received), received.buffers
+
+    def close(self) -> None:
+        """Close it; what lies in its queues is dropped."""
+        self._socket.close(linger=0)
