@@ -146,6 +146,20 @@ def test_a_received_value_is_passed_on_without_a_copy(hub_jobs):
     assert jobs.value(jobs.submit(lambda a, _: float(a[0].sum()), packed)) == N
 
 
+def test_one_result_of_memory_that_is_copied_and_memory_that_is_not(hub_jobs):
+    jobs = hub_jobs(max_workers=1)
+
+    def make(*_):
+        kept = np.ones(N)
+        globals()["kept"] = kept
+        return [kept, np.full(N, 2.0), np.zeros(N), np.full(N, 4.0), kept[::2]]
+
+    result = parcel(jobs.submit(make))
+    assert [float(array.mean()) for array in decode(result.open())] == [1, 2, 0, 4, 1]
+    assert len(result.parts) == 5
+    assert result.shared_nbytes == 4.5 * 8 * N
+
+
 def test_a_frame_behaves_like_any_other(hub_jobs):
     jobs = hub_jobs()
 

@@ -46,6 +46,10 @@ class BufferDigests:
         self._lock = threading.Lock()
         self._remembered: OrderedDict[Hashable, bytes] = OrderedDict()
 
+    def __reduce__(self) -> Reduction:
+        # What is remembered, and what memory is called, means nothing in another process.
+        return BufferDigests, ()
+
     def of(self, buffer: memoryview) -> bytes:
         """The digest of a buffer's bytes: 16 bytes. The GIL is released meanwhile."""
         name = self._identify(buffer)

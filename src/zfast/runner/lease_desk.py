@@ -124,7 +124,12 @@ class LeaseDesk:
         Raises:
             ProtocolError: A descriptor is forged or stale, or the message does not add up.
         """
-        return split_parcels(message, buffers, lambda descriptor: self._accept(worker, descriptor))
+        # In the order of their generations, which need not be that of the buffers.
+        new = sorted(filter(None, message.shared), key=lambda descriptor: descriptor.generation)
+        leases: defaultdict[Descriptor, list[Lease]] = defaultdict(list)
+        for descriptor in new:
+            leases[descriptor].append(self._accept(worker, descriptor))
+        return split_parcels(message, buffers, lambda descriptor: leases[descriptor].pop())
 
     def grant(self, worker: Process, run: Run) -> None:
         """Give a worker a lease on everything that is sent to it."""
