@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -236,7 +236,7 @@ def _socket_pair(family: int) -> tuple[socket.socket, socket.socket]:
 
 
 def _echo_bytes(connection: Connection) -> None:
-    with connection:
+    with connection, suppress(EOFError):  # until the other end is closed
         while message := connection.recv_bytes():
             connection.send_bytes(message)
 
