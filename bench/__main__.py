@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.passes:
         command.append(f"--passes={arguments.passes}")
     command += [f"--{name}" for name in ("smoke", "huge") if getattr(arguments, name)]
-    status = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
+    status = _run_to_its_end(command)
     if not path.exists() or path.stat().st_size == 0:
         console.print("[red]There are no results to report.")
         return status or 1
@@ -79,6 +79,16 @@ def compare(arguments: argparse.Namespace, console: Console) -> int:
 
     print_comparison(load_run(_find(arguments.baseline)), load_run(_find(arguments.new)), console)
     return 0
+
+
+def _run_to_its_end(command: list[str]) -> int:
+    """Run pytest. A Ctrl-C reaches it too: it is left the time to end servers and peers."""
+    process = subprocess.Popen(command, cwd=FOLDER.parent)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _measure_limits(path: Path, smoke: bool, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOST] = []
+    # As an error, this would keep an interrupted run from ending its servers.
+    warnings.filterwarnings("ignore", "Not saving anything")
     config.addinivalue_line(
         "markers", "same_code: the same code as another case, so a smoke run leaves it out"
     )

@@ -59,11 +59,14 @@ class PrefectServer:
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._answer_time() is None:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise RuntimeError("the Prefect server did not start")
-            time.sleep(0.2)
+        try:
+            while self._answer_time() is None:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the Prefect server did not start")
+                time.sleep(0.2)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
