@@ -15,7 +15,7 @@ from bench.server import PrefectServer
 PEERS = ["ThreadPool", "ProcessPool", "zfast", "Dask", "Ray"]
 TASKS = 200
 #: Where a task takes some 70 ms, fewer do.
-SLOW_RUNNER_TASKS = 40
+SLOW_RUNNER_TASKS = 24
 #: As the flow makes them: four frames of ten float64 columns.
 MAKERS, ROW_NBYTES = 4, 80
 FRAME_ROWS = 50_000_000 // ROW_NBYTES
@@ -40,7 +40,7 @@ def test_noop_tasks(
     measurements = measured(
         "no-op tasks",
         {name: partial(open_peer, name) for name in PEERS},
-        rounds=5,
+        rounds=4,
         warmup_rounds=0,
     )
     row(
@@ -71,7 +71,7 @@ def test_frames(
     measurements = measured(
         "frames",
         {name: partial(open_peer, name) for name in PEERS},
-        rounds=5,
+        rounds=4,
         warmup_rounds=0,
     )
     row(

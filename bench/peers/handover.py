@@ -18,7 +18,6 @@ from bench.peers.handover_frames import MAKE, read_all
 
 #: The chain without a payload to speak of.
 BASE_NBYTES = 800
-TRIAL_CHAINS = 2
 WORKERS = 2
 MEET_TIMEOUT_S = 60.0
 
@@ -67,11 +66,12 @@ def meet(folder: str, others: int) -> None:
 
 
 @flow
-def handover(plan: dict[str, list[tuple[int, int]]]) -> dict[str, float]:
+def handover(plan: dict[str, list[tuple[int, int]]], trials: int) -> dict[str, float]:
     """Run chains of a producer and a consumer, one chain at a time.
 
     Args:
         plan: For each kind of memory, sizes in bytes and how many chains of each.
+        trials: How often to try each way to get the two tasks of a chain apart.
 
     Returns:
         By "what kind nbytes": the median of the chains' seconds from the producer's end to the
@@ -83,7 +83,7 @@ def handover(plan: dict[str, list[tuple[int, int]]]) -> dict[str, float]:
         # Some runners start a worker only when there is work for one more.
         for future in [meet.submit(folder, WORKERS - 1) for _ in range(WORKERS)]:
             future.result()
-    run_chain = _way_apart()
+    run_chain = _way_apart(trials)
     measured: dict[str, float] = {}
     for kind, sizes in plan.items():
         for nbytes, count in sizes:
@@ -97,7 +97,7 @@ def handover(plan: dict[str, list[tuple[int, int]]]) -> dict[str, float]:
     return measured
 
 
-def _way_apart() -> Chain:
+def _way_apart(trials: int) -> Chain:
     """The way to submit a chain that most often gets its two tasks into different processes.
 
     Found by trying, which also warms the workers up: runners differ in which worker is next.
@@ -107,9 +107,7 @@ def _way_apart() -> Chain:
     if type(context.task_runner).__name__ == "DaskTaskRunner":
         # Left alone, Dask runs both where the frame is.
         ways = [_placed]
-    shares = [
-        sum(way("numpy", BASE_NBYTES)["elsewhere"] for _ in range(TRIAL_CHAINS)) for way in ways
-    ]
+    shares = [sum(way("numpy", BASE_NBYTES)["elsewhere"] for _ in range(trials)) for way in ways]
     return ways[shares.index(max(shares))]
 
 
