@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 
 from zfast import _core, receive_pool, streams
 from zfast.errors import ConfigError, ProtocolError
-from zfast.streams import (
-    Admission,
-    Credit,
-    IncomingStreams,
-    OutgoingStreams,
-    StreamedValue,
-    StreamKind,
-)
+from zfast.incoming_streams import Admission, IncomingStreams, StreamedValue
+from zfast.outgoing_streams import OutgoingStreams
+from zfast.streams import Credit, StreamKind
 
 CHUNK = 64
 ANSWERS = (StreamKind.ACCEPT, StreamKind.REFUSE)

@@ -47,7 +47,7 @@ from zmq cimport Socket
 
 
 cdef extern from "unistd.h" nogil:
-    int getpid()
+    int usleep(unsigned int)
 
 
 cdef extern from "zmq.h" nogil:
@@ -67,6 +67,7 @@ cdef extern from "_libzmq.h" nogil:
         pass
     ctypedef struct zf_loan:
         pass
+    int zf_pid
     const char *zf_bind(const char *)
     void zf_init()
     void zf_zmq_version(int *, int *, int *)
@@ -163,12 +164,19 @@ cdef enum:
     BATCH_COUNT = 65536
     # How long warm memory stays in the pool when nobody asks for it.
     POOL_IDLE_MS = 10_000
+    # How long the reaper leaves returned buffers to whoever sends next.
+    REAP_DELAY_US = 2000
+    # What each message takes from a peer's credit beside its payload.
+    COST = 1024
+    # A busy receiver acknowledges at least every so many messages.
+    ACKNOWLEDGE_EVERY = 64
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
 cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
 
 WIRE_VERSION = VERSION
 FLAG_BATCH = BATCH_FLAG
 INLINE_MAX_NBYTES = INLINE_MAX
+MESSAGE_COST = COST
 
 cdef bint layout_checked = False
 
@@ -178,9 +186,9 @@ cdef void *handle_of(Socket socket) except NULL:
     global layout_checked
     if socket is None or socket._closed or socket.handle is NULL:
         raise TransportError("the socket is closed", hint="open a new one")
-    if socket._pid != getpid():
+    if socket._pid != zf_pid:
         raise TransportError(
-            f"the socket belongs to process {socket._pid}, this is its fork {getpid()}",
+            f"the socket belongs to process {socket._pid}, this is its fork {zf_pid}",
             hint="open sockets after a fork, in the process that uses them",
         )
     if not layout_checked:
@@ -213,6 +221,8 @@ def _reap_for_ever():
         with nogil:
             # The pool has no signal: look now and then.
             zf_wait(NULL, POOL_IDLE_MS // 2)
+            # A busy sender drains the list by itself, and does not want to share the GIL for it.
+            usleep(REAP_DELAY_US)
         zf_drain()
         with nogil:
             zf_pool_trim(<size_t>-1, zf_now_ms() - POOL_IDLE_MS)
@@ -220,8 +230,8 @@ def _reap_for_ever():
 
 cdef int ensure_reaper() except -1:
     global reaper_pid
-    if reaper_pid != getpid():
-        reaper_pid = getpid()
+    if reaper_pid != zf_pid:
+        reaper_pid = zf_pid
         threading.Thread(target=_reap_for_ever, name="zfast-reaper", daemon=True).start()
     return 0
 
@@ -398,7 +408,7 @@ cdef class Message:
 
     Attributes:
         kind, flags, request_id: From the header.
-        body: Read-only view of the body; it borrows from the header frame.
+        body: The body: bytes, or a read-only view that borrows from the header frame.
         buffers: Read-only views of the payload's buffers in the order they were sent. Large ones
             borrow from libzmq's memory, inline ones from one 16-byte aligned copy.
         nbytes: Of the body and the buffers together.
@@ -711,6 +721,41 @@ cdef inline void write_header(
     memcpy(out + 24, &body_nbytes, 8)
 
 
+cdef int init_frame(zmq_msg_t *frame, size_t nbytes) except -1:
+    """Make a frame; 1."""
+    if zf_zmq_msg_init_size(frame, nbytes) != 0:
+        raise MemoryError(f"no memory for a frame of {nbytes} bytes")
+    return 1
+
+
+cdef bint send_frames(
+    void *handle, zmq_msg_t *frames, Py_ssize_t n, Py_ssize_t *sent
+) except -1:
+    """Send the frames of one message. False when the socket would block: nothing was sent then.
+
+    Args:
+        sent: Out: how many frames are libzmq's now; the others are still to be closed.
+    """
+    cdef int rc, flags
+    cdef Py_ssize_t i
+    for i in range(n):
+        flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if i < n - 1 else 0)
+        while True:
+            with nogil:
+                rc = zf_zmq_msg_send(&frames[i], handle, flags)
+            if rc >= 0:
+                break
+            if zf_zmq_errno() == EINTR:
+                PyErr_CheckSignals()
+                continue
+            # libzmq takes or refuses a message at its first frame.
+            if i == 0 and zf_zmq_errno() == EAGAIN:
+                return False
+            transport_error("sending failed")
+        sent[0] = i + 1
+    return True
+
+
 cdef class Outgoing:
     """The frames of one message on their way out; closes what was not sent."""
 
@@ -726,9 +771,7 @@ cdef class Outgoing:
 
     cdef zmq_msg_t *add_sized(self, size_t nbytes) except NULL:
         cdef zmq_msg_t *frame = &self.frames[self.n]
-        if zf_zmq_msg_init_size(frame, nbytes) != 0:
-            raise MemoryError(f"no memory for a frame of {nbytes} bytes")
-        self.n += 1
+        self.n += init_frame(frame, nbytes)
         return frame
 
     cdef int add_copy(self, const void *data, size_t nbytes) except -1:
@@ -753,24 +796,7 @@ cdef class Outgoing:
 
     cdef bint send(self, void *handle) except -1:
         """False when the socket would block; nothing was sent then."""
-        cdef int rc, flags
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if i < self.n - 1 else 0)
-            while True:
-                with nogil:
-                    rc = zf_zmq_msg_send(&self.frames[i], handle, flags)
-                if rc >= 0:
-                    break
-                if zf_zmq_errno() == EINTR:
-                    PyErr_CheckSignals()
-                    continue
-                # libzmq takes or refuses a message at its first frame.
-                if i == 0 and zf_zmq_errno() == EAGAIN:
-                    return False
-                transport_error("sending failed")
-            self.sent = i + 1
-        return True
+        return send_frames(handle, self.frames, self.n, &self.sent)
 
 
 cdef Outgoing new_outgoing(Py_ssize_t capacity):
@@ -1049,14 +1075,202 @@ def send_batch(
     return count if outgoing.send(handle) else 0
 
 
+# ---- what peers may send each other --------------------------------------------------------
+
+cdef class Credit:
+    """How much may be under way to one peer; both figures count from when the two met.
+
+    Attributes:
+        used: Cost of everything sent so far, in bytes.
+        limit: What ``used`` may rise to; only ever raised.
+    """
+
+    cdef public uint64_t used
+    cdef public uint64_t limit
+
+    cpdef bint allows(self, uint64_t cost):
+        """Whether a message of this cost may be sent now."""
+        return self.used + cost <= self.limit
+
+
+cdef class Account:
+    """Counts of messages and of bytes between this side and one peer, since the two met.
+
+    Args:
+        routing_id: The peer's name on a ROUTER; None for a DEALER's only peer.
+        credit: What may be under way to it.
+        window_nbytes: What may be under way from it; None where memory is shared and nothing is.
+
+    Attributes:
+        sent, acknowledged: Values and batches to it, and how many of them it has read.
+        received, received_acknowledged: Those from it that were read, and what it knows of that.
+
+    Threads: one at a time.
+    """
+
+    cdef readonly bytes routing_id
+    cdef readonly Credit credit
+    cdef public uint64_t sent, acknowledged, received, received_acknowledged
+    cdef uint64_t arrived, consumed, granted, window_nbytes
+    cdef bint counts_bytes
+
+    def __init__(self, bytes routing_id, Credit credit not None, window_nbytes=None):
+        self.routing_id = routing_id
+        self.credit = credit
+        self.granted = credit.limit
+        self.counts_bytes = window_nbytes is not None
+        self.window_nbytes = window_nbytes or 0
+
+    cpdef bint may_send(self, uint64_t nbytes):
+        """Whether the peer has room for a message with so many bytes of payload."""
+        return not self.counts_bytes or self.credit.allows(nbytes + COST)
+
+    cpdef count_sent(self, uint64_t nbytes):
+        """A value or batch went out; it told the peer what was read."""
+        self.sent += 1
+        self.received_acknowledged = self.received
+        if self.counts_bytes:
+            self.credit.used += nbytes + COST
+
+    cpdef take_acknowledgement(self, uint64_t count, uint64_t limit):
+        """The peer has read ``count`` messages and lets us send up to ``limit``."""
+        self.acknowledged = max(self.acknowledged, count)
+        self.credit.limit = max(self.credit.limit, limit)
+
+    cpdef count_arrived(self, uint64_t nbytes):
+        """A message is here. Raises ProtocolError if it is more than the peer may send."""
+        if self.counts_bytes:
+            self.arrived += nbytes + COST
+            if self.arrived > self.granted:
+                raise ProtocolError(
+                    f"the peer sent {self.arrived} bytes, {self.granted} were granted",
+                    hint="the message was dropped",
+                )
+
+    cpdef count_consumed(self, uint64_t nbytes):
+        """A message that was here has been read, or copied to where it belongs, or dropped."""
+        if self.counts_bytes:
+            self.consumed += nbytes + COST
+
+    def take(self, uint64_t count, uint64_t nbytes):
+        """A value or batch is here; with it the peer said that it has read ``count`` messages."""
+        self.acknowledged = max(self.acknowledged, count)
+        self.count_arrived(nbytes)
+
+    @property
+    def grant_is_due(self) -> bool:
+        """Whether so much was consumed that the peer should hear of it before it runs dry."""
+        return self.counts_bytes and (
+            self.consumed + self.window_nbytes - self.granted >= self.window_nbytes // 4
+        )
+
+    @property
+    def acknowledgement_is_due(self) -> bool:
+        """Whether there is anything that the peer has not heard of."""
+        return self.received > self.received_acknowledged or self.grant_is_due
+
+    @property
+    def acknowledgement_is_urgent(self) -> bool:
+        """Whether the peer should hear of it though messages keep coming."""
+        return (
+            self.received - self.received_acknowledged >= ACKNOWLEDGE_EVERY or self.grant_is_due
+        )
+
+    def next_limit(self) -> int:
+        """What the peer's credit may be raised to now."""
+        if not self.counts_bytes:
+            return self.granted
+        return max(self.granted, self.consumed + self.window_nbytes)
+
+    def acknowledged_up_to(self, uint64_t received, uint64_t limit) -> None:
+        """The peer was told."""
+        self.received_acknowledged = received
+        self.granted = limit
+
+
+def send_value(Socket socket not None, Account peer not None, int kind, bytes body not None):
+    """Send a message without buffers to ``peer``, if it has room, and count it as one value.
+
+    Returns:
+        False when its credit is used up or the socket would block; nothing was sent then.
+
+    Raises:
+        TransportError: As ``send_message``.
+    """
+    cdef void *handle = handle_of(socket)
+    cdef zmq_msg_t[2] frames
+    cdef Py_ssize_t n = 0, sent = 0, i
+    cdef size_t nbytes = PyBytes_GET_SIZE(body)
+    cdef uint8_t *head
+    if not peer.may_send(nbytes):
+        return False
+    try:
+        if peer.routing_id is not None:
+            n += init_frame(&frames[0], PyBytes_GET_SIZE(peer.routing_id))
+            memcpy(
+                zf_zmq_msg_data(&frames[0]),
+                PyBytes_AS_STRING(peer.routing_id),
+                PyBytes_GET_SIZE(peer.routing_id),
+            )
+        n += init_frame(&frames[n], HEADER + nbytes)
+        head = <uint8_t *>zf_zmq_msg_data(&frames[n - 1])
+        write_header(head, kind, 0, peer.received, 0, nbytes)
+        memcpy(head + HEADER, PyBytes_AS_STRING(body), nbytes)
+        if not send_frames(handle, frames, n, &sent):
+            return False
+    finally:
+        for i in range(sent, n):
+            zf_zmq_msg_close(&frames[i])
+    peer.count_sent(nbytes)
+    return True
+
+
 # ---- receiving -----------------------------------------------------------------------------
 
-def recv(Socket socket not None, *, bint routed=False):
-    """Receive one message or batch without waiting.
+cdef bint recv_frame(void *handle, zmq_msg_t *frame, int flags) except -1:
+    """Receive one frame. False when none is there (or came in the socket's own time-out)."""
+    cdef int rc
+    while True:
+        with nogil:
+            rc = zf_zmq_msg_recv(frame, handle, flags)
+        if rc >= 0:
+            return True
+        if zf_zmq_errno() == EAGAIN:
+            return False
+        if zf_zmq_errno() != EINTR:
+            transport_error("receiving failed")
+        PyErr_CheckSignals()
+
+
+cdef Message small_message(zmq_msg_t *frame):
+    """The message in a header frame without buffers, copied; None if it is not so simple."""
+    cdef const uint8_t *data = <const uint8_t *>zf_zmq_msg_data(frame)
+    cdef size_t nbytes = zf_zmq_msg_size(frame)
+    cdef Header header
+    cdef Message message
+    if nbytes < HEADER or nbytes > INLINE_MAX:
+        return None
+    decode_header(data, nbytes, &header)
+    if header.flags & BATCH_FLAG or header.n or header.body_nbytes != nbytes - HEADER:
+        return None
+    message = Message.__new__(Message)
+    message.kind = header.kind
+    message.flags = header.flags
+    message.request_id = header.request_id
+    message.nbytes = header.body_nbytes
+    message.body = PyBytes_FromStringAndSize(<const char *>data + HEADER, header.body_nbytes)
+    message.buffers = []
+    return message
+
+
+def recv(Socket socket not None, *, bint routed=False, bint wait=False):
+    """Receive one message or batch.
 
     Args:
         socket: A pyzmq socket of the calling thread.
         routed: The socket is a ROUTER: the first frame is the sender's routing id.
+        wait: Wait for the message, as long as the socket's ``RCVTIMEO`` says. One call of libzmq's
+            that waits costs fewer system calls than ``poll`` and one that does not.
 
     Returns:
         A ``Message`` or a ``Batch``, or None when nothing is there.
@@ -1067,32 +1281,30 @@ def recv(Socket socket not None, *, bint routed=False):
         TransportError: libzmq failed; ``errno`` says why.
     """
     cdef void *handle = handle_of(socket)
-    cdef int rc, more = 1
+    cdef int flags = 0 if wait else ZMQ_DONTWAIT
+    cdef bint more = True
     cdef Frame frame
     cdef list views = []
     cdef bytes routing_id = None
     cdef Message message
     cdef Batch batch
     zf_drain()
-    while more:
-        frame = Frame.__new__(Frame)
-        while True:
-            with nogil:
-                rc = zf_zmq_msg_recv(&frame.message, handle, ZMQ_DONTWAIT)
-            if rc >= 0:
-                break
-            if zf_zmq_errno() == EINTR:
-                PyErr_CheckSignals()
-                continue
-            if zf_zmq_errno() == EAGAIN:
-                return None
-            transport_error("receiving failed")
-        more = zf_zmq_msg_more(&frame.message)
-        if routed and routing_id is None:
-            routing_id = frame.tobytes()
-        else:
-            views.append(PyMemoryView_FromObject(frame))
     try:
+        while more:
+            frame = Frame.__new__(Frame)
+            if not recv_frame(handle, &frame.message, flags):
+                return None
+            flags = ZMQ_DONTWAIT  # a message comes whole
+            more = zf_zmq_msg_more(&frame.message) != 0
+            if routed and routing_id is None:
+                routing_id = frame.tobytes()
+                continue
+            if not more and not views:
+                message = small_message(&frame.message)
+                if message is not None:
+                    message.routing_id = routing_id
+                    return message
+            views.append(PyMemoryView_FromObject(frame))
         if len(views) == 1 and len(views[0]) >= HEADER and views[0][6] & BATCH_FLAG:
             batch = decode_batch_view(views[0])
             batch.routing_id = routing_id

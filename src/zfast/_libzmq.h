@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "zmq.h"
 
 typedef void(zf_free_fn)(void *data, void *hint);
@@ -85,9 +86,13 @@ static void zf_cond_init(void) {
   pthread_condattr_destroy(&attributes);
 }
 
+/* This process: glibc's getpid() is a system call each time. */
+static pid_t zf_pid;
+
 /* A forked child inherits neither libzmq's threads nor the reaper; its copies of the loans are
  * the parent's to return. */
 static void zf_after_fork_in_child(void) {
+  zf_pid = getpid();
   pthread_mutex_init(&zf_mutex, NULL);
   zf_cond_init();
   atomic_store(&zf_returned, NULL);
@@ -95,6 +100,7 @@ static void zf_after_fork_in_child(void) {
 }
 
 static void zf_init(void) {
+  zf_pid = getpid();
   zf_cond_init();
   pthread_atfork(NULL, NULL, zf_after_fork_in_child);
 }
@@ -112,13 +118,21 @@ static void zf_tracker_unref(zf_tracker *tracker) {
   if (tracker && atomic_fetch_sub(&tracker->refs, 1) == 1) PyMem_RawFree(tracker);
 }
 
-/* Called by libzmq, on its I/O thread or inside zmq_msg_close. No Python here. */
+static void zf_wake(void) {
+  pthread_mutex_lock(&zf_mutex);
+  pthread_cond_broadcast(&zf_cond);
+  pthread_mutex_unlock(&zf_mutex);
+}
+
+/* Called by libzmq, on its I/O thread or inside zmq_msg_close. No Python here. Only news wakes
+ * anybody: a message that is done, or the first entry of an empty list. */
 static void zf_on_release(void *data, void *hint) {
   (void)data;
   zf_loan *loan = (zf_loan *)hint;
   zf_tracker *tracker = loan->tracker;
+  int is_news = 0;
   if (tracker) {
-    atomic_fetch_sub(&tracker->lent, 1);
+    is_news = atomic_fetch_sub(&tracker->lent, 1) == 1;
     zf_tracker_unref(tracker);
   }
   zf_loan *head = atomic_load_explicit(&zf_returned, memory_order_relaxed);
@@ -126,9 +140,7 @@ static void zf_on_release(void *data, void *hint) {
     loan->next = head;
   } while (!atomic_compare_exchange_weak_explicit(&zf_returned, &head, loan, memory_order_release,
                                                   memory_order_relaxed));
-  pthread_mutex_lock(&zf_mutex);
-  pthread_cond_broadcast(&zf_cond);
-  pthread_mutex_unlock(&zf_mutex);
+  if (is_news || !head) zf_wake();
 }
 
 /* Borrow `object`'s buffer into `loan`. 0, or -1 with a Python error set. Needs the GIL. */
@@ -172,10 +184,7 @@ static long zf_drain(void) {
 static void zf_tracker_hold(zf_tracker *tracker) { atomic_fetch_add(&tracker->lent, 1); }
 
 static void zf_tracker_unhold(zf_tracker *tracker) {
-  atomic_fetch_sub(&tracker->lent, 1);
-  pthread_mutex_lock(&zf_mutex);
-  pthread_cond_broadcast(&zf_cond);
-  pthread_mutex_unlock(&zf_mutex);
+  if (atomic_fetch_sub(&tracker->lent, 1) == 1) zf_wake();
 }
 
 static int zf_tracker_done(zf_tracker *tracker) { return atomic_load(&tracker->lent) == 0; }

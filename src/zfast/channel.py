@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +18,13 @@ from zfast.batch_writer import (
 )
 from zfast.codec import IN_BAND_MAX_NBYTES, Payload, decode, encode
 from zfast.deadline import Deadline
+from zfast.delivery import Delivery
 from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
-from zfast.link import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LOOK_AGAIN_S, Link, LinkOptions
+from zfast.incoming_streams import StreamedValue
+from zfast.link import Link
+from zfast.link_options import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LinkOptions
+from zfast.link_use import LinkUse
 from zfast.peer import Kind, Peer
-from zfast.streams import OutgoingStream, StreamedValue
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,9 +54,7 @@ class Channel:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        # One thread uses a channel; a batch writer's own may come between its calls.
-        self._user = threading.Lock()
-        self._io = threading.Lock()
+        self._use = LinkUse(link)
         self._writers: list[BatchWriter] = []
         self._is_remembered = False
 
@@ -146,7 +145,7 @@ class Channel:
         """
         deadline = Deadline(timeout)
         payload = _encode(value)
-        with self._in_use(deadline) as link:
+        with self._flushed(deadline) as link:
             peer = link.choose_peer(to, deadline)
             if not payload.buffers and len(payload.header) <= PLAIN_MAX_NBYTES:
                 link.send_small(peer, payload.header, deadline)
@@ -206,8 +205,8 @@ class Channel:
         """
         deadline = Deadline(timeout)
         payload = _encode(value)
-        delivery = Delivery(self)
-        with self._in_use(deadline) as link:
+        delivery = Delivery(self._use)
+        with self._flushed(deadline) as link:
             peer = link.choose_peer(to, deadline)
             if link.shares_memory or payload.nbytes <= PLAIN_MAX_NBYTES:
                 link.send_message(
@@ -241,7 +240,7 @@ class Channel:
             )
         items = payloads if isinstance(payloads, list) else list(payloads)
         deadline = Deadline(timeout)
-        with self._in_use(deadline) as link:
+        with self._flushed(deadline) as link:
             self._send_batches(link, items, to, deadline)
 
     def _send_batches(
@@ -286,11 +285,11 @@ class Channel:
 
         def transmit(payloads: list[bytes], *, timeout: float | None) -> None:
             deadline = Deadline(timeout)
-            with self._in_use(deadline, flush=False) as link:
+            with self._use as link:
                 self._send_batches(link, payloads, to, deadline)
 
         def try_transmit(payloads: list[bytes]) -> bool:
-            if not self._io.acquire(blocking=False):
+            if not self._use.try_between():
                 return False
             try:
                 if self._link.closed:
@@ -299,7 +298,7 @@ class Channel:
             except SendTimeoutError:
                 return False
             finally:
-                self._io.release()
+                self._use.end_between()
             return True
 
         writer = BatchWriter(
@@ -330,9 +329,8 @@ class Channel:
             ChannelClosedError: The peer has closed and nothing is left (connected side).
         """
         deadline = Deadline(timeout)
-        with self._in_use(deadline) as link:
-            link.wait(deadline)
-            content = link.next()
+        with self._flushed(deadline) as link:
+            content = link.receive(deadline)
             self._acknowledge_in_a_while(link)
         if isinstance(content, _core.Batch):
             return content
@@ -351,10 +349,10 @@ class Channel:
             RecvTimeoutError, ProtocolError, ChannelClosedError: As ``recv``.
         """
         deadline = Deadline(timeout)
-        with self._in_use(deadline) as link:
+        with self._flushed(deadline) as link:
             link.wait(deadline)
-            if not isinstance(link.inbox[0].content, (_core.Message, StreamedValue)):
-                content = link.next()
+            if not isinstance(link.queue[0].content, (_core.Message, StreamedValue)):
+                content = link.receive(deadline)
                 self._acknowledge_in_a_while(link)
                 assert isinstance(content, _core.Batch)
                 return content
@@ -374,7 +372,7 @@ class Channel:
             return
         deadline = Deadline(timeout)
         try:
-            with self._in_use(deadline) as link:
+            with self._flushed(deadline) as link:
                 unread = link.close(deadline)
         except SendTimeoutError:
             self.abort()
@@ -390,7 +388,7 @@ class Channel:
     def abort(self) -> None:
         """Close at once; what was not received yet may be lost."""
         if not self.closed:
-            with self._in_use(flush=False) as link:
+            with self._use as link:
                 link.abort()
             for writer in self._writers:
                 writer.abort()
@@ -413,6 +411,12 @@ class Channel:
         side = "bound to" if self._link.bound else "connected to"
         return f"<Channel {'closed, was ' if self.closed else ''}{side} {self.endpoint}>"
 
+    def _flushed(self, deadline: Deadline) -> LinkUse:
+        """To enter for a call, after what batch writers have gathered: it was sent before."""
+        for writer in self._writers:
+            writer.flush(timeout=deadline.left())
+        return self._use
+
     def _acknowledge_in_a_while(self, link: Link) -> None:
         if not self._is_remembered and link.owes:
             self._is_remembered = True
@@ -421,7 +425,7 @@ class Channel:
     def acknowledge_late(self) -> None:
         """Acknowledge what was read, if no call of this channel is about to; never blocks."""
         self._is_remembered = False
-        if not self._io.acquire(blocking=False):
+        if not self._use.try_between():
             return
         try:
             if not self.closed:
@@ -431,94 +435,7 @@ class Channel:
         except TransportError:
             pass  # the next call of the channel says so
         finally:
-            self._io.release()
-
-    def _send_for(self, delivery: Delivery, deadline: Deadline) -> None:
-        """Send of a stream what is left, unless another thread uses the channel."""
-        stream, peer = delivery._stream, delivery._peer
-        if stream is None or peer is None or stream.ended or not self._user.acquire(blocking=False):
-            return
-        try:
-            with self._io:
-                if not self.closed:
-                    self._link.finish_stream(peer, stream, deadline)
-        except TransportError:
-            pass  # the delivery tells
-        finally:
-            self._user.release()
-
-    @contextmanager
-    def _in_use(self, deadline: Deadline | None = None, *, flush: bool = True) -> Iterator[Link]:
-        if flush:
-            for writer in self._writers:
-                writer.flush(timeout=None if deadline is None else deadline.left())
-        if not self._user.acquire(blocking=False):
-            raise ConfigError(
-                f"{self.endpoint}: two threads use the channel at once",
-                hint="give each thread a channel of its own",
-            )
-        try:
-            with self._io:
-                if self._link.closed:
-                    raise ChannelClosedError(f"{self.endpoint}: the channel is closed")
-                yield self._link
-        finally:
-            self._user.release()
-
-
-class Delivery(_core.SendTracker):
-    """What ``Channel.send_view`` returns: tells when the value's buffers are free again.
-
-    Threads: ``done`` and ``wait`` from any. ``wait`` sends for the channel when no other thread
-    is using it; else that one sends.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._peer: Peer | None = None
-        self._stream: OutgoingStream | None = None
-
-    def begin(self, peer: Peer, stream: OutgoingStream) -> None:
-        """Follow a stream; the channel calls this."""
-        self._peer, self._stream = peer, stream
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Send what is left and wait until ``done``, at most ``timeout`` seconds.
-
-        Returns:
-            ``done``. Until then, the buffers must not change.
-
-        Raises:
-            TransportError: The value will not arrive: the peer refused it or has gone, or the
-                channel was closed. What is borrowed is given back soon; wait again for that.
-        """
-        deadline = Deadline(timeout)
-        while not self.done:
-            self._channel._send_for(self, deadline)
-            if super().wait(deadline.left(LOOK_AGAIN_S)) or deadline.expired:
-                break
-        self._raise_failure()
-        return self.done
-
-    def cancel(self) -> None:
-        """Send no more of the value; the receiver drops what it has. Too late when it is out.
-
-        What libzmq has of it stays borrowed until ``done``.
-        """
-        stream, peer = self._stream, self._peer
-        if stream is not None and peer is not None and not stream.ended:
-            with self._channel._in_use(flush=False) as link:
-                link.cancel_stream(peer, stream)
-                self._stream = None
-
-    def _raise_failure(self) -> None:
-        stream, peer = self._stream, self._peer
-        if stream is None or peer is None or stream.failure is None:
-            return
-        self._stream = None
-        peer.sent -= 1  # told now: closing the channel need not tell again
-        failed = ChannelClosedError if peer.gone else TransportError
-        raise failed(f"{self._channel.endpoint}: the value was not delivered: {stream.failure}")
+            self._use.end_between()
 
 
 def _encode(value: object) -> Payload:

@@ -1,0 +1,106 @@
+"""Port: the one socket of a link, and what is known of its connection."""
+
+from __future__ import annotations
+
+import errno
+
+import zmq
+
+from zfast import _core
+from zfast.addresses import SocketFile, is_served, parse_endpoint
+from zfast.connection_monitor import ConnectionMonitor
+from zfast.context import process_context
+from zfast.errors import TransportError
+from zfast.link_options import LinkOptions
+
+#: How long one waiting receive may take: in that time nobody looks at the connection.
+PATIENCE_S = 0.005
+
+
+class Port:
+    """A ROUTER that is bound, or a DEALER that connects. Threads: one at a time.
+
+    Args:
+        url: See ``zfast.addresses.parse_endpoint``.
+        bound: Bind a ROUTER, which takes any number of peers; else connect a DEALER.
+
+    Attributes:
+        endpoint: With the port that the system chose.
+        shares_memory: Over inproc libzmq hands the receiver the sender's own memory: nothing is
+            ever under way.
+
+    Raises:
+        ConfigError: The endpoint is malformed or unprotected.
+        TransportError: It cannot be opened; ``errno`` says why.
+    """
+
+    def __init__(self, url: str, *, bound: bool, options: LinkOptions) -> None:
+        endpoint = parse_endpoint(url, insecure=options.insecure)
+        if bound and is_served(endpoint):
+            raise TransportError(
+                f"cannot bind {endpoint}: Address already in use",
+                errno=errno.EADDRINUSE,
+                hint="another process listens there",
+            )
+        self.endpoint = str(endpoint)
+        self.bound = bound
+        self.shares_memory = endpoint.scheme == "inproc"
+        self.socket = process_context().socket(zmq.ROUTER if bound else zmq.DEALER)
+        self.socket.set_hwm(options.hwm)
+        self.socket.linger = 0
+        self.socket.rcvtimeo = int(PATIENCE_S * 1000)
+        self._file: SocketFile | None = None
+        # Not ZMQ_IMMEDIATE: with it, what a peer said before it closed is lost (libzmq 4.3.5).
+        self._connection = None
+        if not self.shares_memory:
+            _core.keep_heap_warm(options.window_nbytes)
+            if not bound:
+                self._connection = ConnectionMonitor(self.socket)
+        try:
+            if bound:
+                self.socket.router_mandatory = True
+                self.socket.bind(self.endpoint)
+                self._file = SocketFile(endpoint)
+                self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            else:
+                self.socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self.close(0)
+            raise TransportError(
+                f"cannot {'bind' if bound else 'connect to'} {endpoint}: {error.strerror}",
+                errno=error.errno,
+            ) from error
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close``."""
+        return bool(self.socket.closed)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message would leave: a ROUTER is told for each peer."""
+        return self._connection is None or self._connection.connected
+
+    def lost(self) -> bool:
+        """Take the news; whether the connection that once stood has ended."""
+        if self._connection is None:
+            return False
+        self._connection.read()
+        return self._connection.lost
+
+    def poll(self, events: int, timeout: float | None) -> int:
+        """Wait for the socket's events, or for news of the connection."""
+        also = self._connection.socket if self._connection is not None else None
+        return _core.poll(self.socket, events, timeout, also)
+
+    def recv(self, *, wait: bool = False) -> _core.Message | _core.Batch | None:
+        """The next message or batch if it is there or, to ``wait``, comes in ``PATIENCE_S``."""
+        return _core.recv(self.socket, routed=self.bound, wait=wait)
+
+    def close(self, linger_ms: int) -> None:
+        """Close the socket; what is not sent may take ``linger_ms`` to leave."""
+        if self._connection is not None:
+            self._connection.close()
+        self.socket.close(linger=linger_ms)
+        if self._file is not None:
+            self._file.remove()
