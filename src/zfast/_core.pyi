@@ -1,5 +1,6 @@
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import zmq
 from typing_extensions import Buffer
@@ -103,6 +104,7 @@ def send_batch(
     max_nbytes: int = ...,
     max_count: int = ...,
 ) -> int: ...
+
 class Credit:
     used: int
     limit: int
@@ -113,6 +115,7 @@ class Account:
     acknowledged: int
     received: int
     received_acknowledged: int
+    gone: bool
     def __init__(
         self, routing_id: bytes | None, credit: Credit, window_nbytes: int | None = None
     ) -> None: ...
@@ -145,3 +148,32 @@ def poll(
     timeout: float | None = None,
     also: zmq.Socket[Any] | None = None,
 ) -> int: ...
+
+class Turn:
+    def __init__(self) -> None: ...
+    def enter(self) -> bool: ...
+    def leave(self) -> None: ...
+    def try_between(self) -> bool: ...
+    def end_between(self) -> None: ...
+
+class _Inbox(Protocol):
+    queue: deque[Any]
+    def put(self, message: Message | Batch) -> None: ...
+
+class _Outbox(Protocol):
+    idle: bool
+    def acknowledge(self, peer: Any) -> None: ...
+
+class Lane:
+    fresh_until: float
+    def __init__(
+        self,
+        socket: zmq.Socket[Any],
+        routed: bool,
+        peers: dict[Any, Any],
+        inbox: _Inbox,
+        outbox: _Outbox,
+        turn: Turn,
+    ) -> None: ...
+    def send(self, kind: int, value: object, timeout: float | None) -> bool: ...
+    def recv(self, kind: int, batch_kind: int, timeout: float | None) -> Message | Batch | None: ...

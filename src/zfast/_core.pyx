@@ -11,6 +11,7 @@ Every call into libzmq releases the GIL. No function here blocks except ``poll``
 
 import os
 import threading
+from pickle import dumps
 from time import monotonic
 
 from zmq.backend.cython import _zmq as _pyzmq_extension
@@ -39,6 +40,15 @@ from cpython.bytes cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -1104,6 +1114,7 @@ cdef class Account:
     Attributes:
         sent, acknowledged: Values and batches to it, and how many of them it has read.
         received, received_acknowledged: Those from it that were read, and what it knows of that.
+        gone: It has closed, or its connection was lost.
 
     Threads: one at a time.
     """
@@ -1111,6 +1122,7 @@ cdef class Account:
     cdef readonly bytes routing_id
     cdef readonly Credit credit
     cdef public uint64_t sent, acknowledged, received, received_acknowledged
+    cdef public bint gone
     cdef uint64_t arrived, consumed, granted, window_nbytes
     cdef bint counts_bytes
 
@@ -1152,29 +1164,38 @@ cdef class Account:
         if self.counts_bytes:
             self.consumed += nbytes + COST
 
-    def take(self, uint64_t count, uint64_t nbytes):
+    cpdef take(self, uint64_t count, uint64_t nbytes):
         """A value or batch is here; with it the peer said that it has read ``count`` messages."""
         self.acknowledged = max(self.acknowledged, count)
         self.count_arrived(nbytes)
 
-    @property
-    def grant_is_due(self) -> bool:
-        """Whether so much was consumed that the peer should hear of it before it runs dry."""
+    cdef inline bint grant_due(self) noexcept:
         return self.counts_bytes and (
             self.consumed + self.window_nbytes - self.granted >= self.window_nbytes // 4
         )
 
+    cdef inline bint due(self) noexcept:
+        return self.received > self.received_acknowledged or self.grant_due()
+
+    cdef inline bint urgent(self) noexcept:
+        return (
+            self.received - self.received_acknowledged >= ACKNOWLEDGE_EVERY or self.grant_due()
+        )
+
+    @property
+    def grant_is_due(self) -> bool:
+        """Whether so much was consumed that the peer should hear of it before it runs dry."""
+        return self.grant_due()
+
     @property
     def acknowledgement_is_due(self) -> bool:
         """Whether there is anything that the peer has not heard of."""
-        return self.received > self.received_acknowledged or self.grant_is_due
+        return self.due()
 
     @property
     def acknowledgement_is_urgent(self) -> bool:
         """Whether the peer should hear of it though messages keep coming."""
-        return (
-            self.received - self.received_acknowledged >= ACKNOWLEDGE_EVERY or self.grant_is_due
-        )
+        return self.urgent()
 
     def next_limit(self) -> int:
         """What the peer's credit may be raised to now."""
@@ -1188,7 +1209,9 @@ cdef class Account:
         self.granted = limit
 
 
-def send_value(Socket socket not None, Account peer not None, int kind, bytes body not None):
+cpdef bint send_value(
+    Socket socket, Account peer, int kind, bytes body
+) except -1:
     """Send a message without buffers to ``peer``, if it has room, and count it as one value.
 
     Returns:
@@ -1280,8 +1303,10 @@ def recv(Socket socket not None, *, bint routed=False, bint wait=False):
             sender's routing id is the error's ``routing_id``.
         TransportError: libzmq failed; ``errno`` says why.
     """
-    cdef void *handle = handle_of(socket)
-    cdef int flags = 0 if wait else ZMQ_DONTWAIT
+    return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT)
+
+
+cdef object recv_any(void *handle, bint routed, int flags):
     cdef bint more = True
     cdef Frame frame
     cdef list views = []
@@ -1353,3 +1378,208 @@ def poll(
         if zf_zmq_errno() != EINTR:
             transport_error("polling failed")
         PyErr_CheckSignals()
+
+
+# ---- the quick way -------------------------------------------------------------------------
+
+cdef enum:
+    # Shorter time-outs do without: a waiting receive may take the socket's whole time-out.
+    QUICK_MIN_MS = 100
+    QUICK_MAX_NBYTES = 4096
+    QUICK_MAX_ITEMS = 64
+
+
+cdef inline bint is_plain(object value) noexcept:
+    """Whether pickle alone knows all about it, and it is small."""
+    cls = type(value)
+    if cls is str:
+        return len(<str>value) <= QUICK_MAX_NBYTES
+    if cls is bytes:
+        return PyBytes_GET_SIZE(value) < QUICK_MAX_NBYTES
+    if cls is int:
+        return True
+    return cls is float or cls is bool or value is None
+
+
+cdef bint pickles_plainly(object value) except -1:
+    if is_plain(value):
+        return True
+    if type(value) is not dict or len(<dict>value) > QUICK_MAX_ITEMS:
+        return False
+    for key, item in (<dict>value).items():
+        if type(key) is not str or not is_plain(item):
+            return False
+    return True
+
+
+cdef bint may_take_long(object timeout) except -1:
+    """Whether a time-out is right, and long enough for the quick way."""
+    if timeout is None:
+        return True
+    if type(timeout) is float or type(timeout) is int:
+        return timeout * 1000 >= QUICK_MIN_MS
+    return False
+
+
+@cython.final
+cdef class Turn:
+    """A link's socket, for one thread at a time.
+
+    The user's thread comes by `enter`; a background thread may come between two calls, by
+    `try_between`, and is waited for.
+    """
+
+    cdef PyThread_type_lock io
+    cdef bint in_use
+
+    def __cinit__(self):
+        self.io = PyThread_allocate_lock()
+        if self.io is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.io is not NULL:
+            PyThread_free_lock(self.io)
+
+    cdef inline bint try_enter(self) noexcept:
+        if self.in_use or not PyThread_acquire_lock(self.io, NOWAIT_LOCK):
+            return False
+        self.in_use = True
+        return True
+
+    def enter(self) -> bool:
+        """False if another thread is in a call; waits for a background thread."""
+        if self.in_use:
+            return False
+        self.in_use = True
+        if not PyThread_acquire_lock(self.io, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.io, WAIT_LOCK)
+        return True
+
+    cpdef leave(self):
+        """End the call."""
+        self.in_use = False
+        PyThread_release_lock(self.io)
+
+    def try_between(self) -> bool:
+        """Come between two calls, unless one is under way. Then `end_between`."""
+        return PyThread_acquire_lock(self.io, NOWAIT_LOCK) != 0
+
+    def end_between(self) -> None:
+        """Let the next call begin."""
+        PyThread_release_lock(self.io)
+
+
+@cython.final
+cdef class Lane:
+    """The quick way through a link for a lone message, in one call, while nothing else is to do.
+
+    Every function says by its result when it did nothing because something else is to be done
+    first – a stream to be sent, peers to be looked at, a message in the queue – or because it does
+    not know the value. Then the link's own way is right, and raises what there is to raise.
+
+    Args:
+        socket: Its ``RCVTIMEO`` bounds what `recv` may wait.
+        peers: The link's peers, by routing id.
+        inbox: Its ``queue`` is what came and was not taken yet; ``put`` takes what is no value.
+        outbox: ``idle`` says that it has nothing to send; ``acknowledge`` tells a peer.
+        turn: Who may use the socket.
+
+    Attributes:
+        fresh_until: Until when, on ``time.monotonic``'s clock, what is known of the peers is good.
+    """
+
+    cdef Socket socket
+    cdef bint routed
+    cdef dict peers
+    cdef object queue, inbox, outbox, dumps
+    cdef Turn turn
+    cdef public double fresh_until
+
+    def __init__(
+        self, Socket socket not None, bint routed, dict peers not None, inbox, outbox,
+        Turn turn not None,
+    ):
+        self.socket = socket
+        self.routed = routed
+        self.peers = peers
+        self.queue = inbox.queue
+        self.inbox = inbox
+        self.outbox = outbox
+        self.turn = turn
+        self.dumps = dumps
+
+    cdef Account only_peer(self):
+        if len(self.peers) == 1:
+            for peer in self.peers.values():
+                return <Account?>peer
+        return None
+
+    cdef int count(self, Account peer, uint64_t acknowledged, uint64_t nbytes) except -1:
+        peer.take(acknowledged, nbytes)
+        peer.count_consumed(nbytes)
+        peer.received += 1
+        if peer.urgent():
+            self.outbox.acknowledge(peer)
+        return 0
+
+    def send(self, int kind, value, timeout) -> bool:
+        """Send a small plain value to the only peer, if there is room. False: nothing was done."""
+        cdef Account peer
+        if self.socket._closed or not self.outbox.idle or not may_take_long(timeout):
+            return False
+        if not pickles_plainly(value) or not self.turn.try_enter():
+            return False
+        try:
+            peer = self.only_peer()
+            if peer is None or peer.gone or monotonic() >= self.fresh_until:
+                return False
+            return send_value(self.socket, peer, kind, self.dumps(value, 5))
+        except TransportError:
+            return False  # the link's own way finds out which, and what to do
+        finally:
+            self.turn.leave()
+
+    def recv(self, int kind, int batch_kind, timeout):
+        """The next value or batch, counted as read; None if there is no such, or not yet.
+
+        Args:
+            kind: Of values; 0 if only a batch is wanted.
+
+        Raises:
+            ProtocolError: That is what came.
+        """
+        cdef Account peer
+        cdef Message message
+        cdef Batch batch
+        cdef int flags = ZMQ_DONTWAIT
+        if self.socket._closed or not self.outbox.idle or not may_take_long(timeout):
+            return None
+        if not self.turn.try_enter():
+            return None
+        try:
+            if len(self.queue):
+                return None
+            peer = self.only_peer()
+            if peer is not None and not peer.gone and not peer.due():
+                flags = 0  # nobody need be told anything before a wait
+            content = recv_any(handle_of(self.socket), self.routed, flags)
+            if content is None:
+                return None
+            if type(content) is Message:
+                message = <Message>content
+                peer = self.peers.get(message.routing_id)
+                if peer is not None and message.kind == kind:
+                    self.count(peer, message.request_id, message.nbytes)
+                    return message
+            else:
+                batch = <Batch>content
+                peer = self.peers.get(batch.routing_id)
+                if peer is not None and batch.kind == batch_kind:
+                    self.count(peer, batch.request_id, batch.nbytes)
+                    return batch
+            self.inbox.put(content)
+            return None
+        finally:
+            self.turn.leave()

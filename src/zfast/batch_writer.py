@@ -72,14 +72,14 @@ class BatchWriter:
         self._nbytes = 0
         self._due = 0.0
         self._error: ZfastError | None = None
-        self._closed = False
+        self._ended = threading.Event()
         self._armed = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def closed(self) -> bool:
         """True after ``close`` or ``abort``."""
-        return self._closed
+        return self._ended.is_set()
 
     def send(self, payload: Buffer) -> None:
         """Send one bytes-like payload, now or within the delay. Anything but ``bytes`` is copied.
@@ -114,14 +114,14 @@ class BatchWriter:
     def close(self) -> None:
         """Send what is gathered and end. Raises as ``send``. A second call does nothing."""
         try:
-            if not self._closed:
+            if not self.closed:
                 self.flush(timeout=self._timeout)
         finally:
             self.abort()
 
     def abort(self) -> None:
         """End at once; what is gathered is dropped."""
-        self._closed = True
+        self._ended.set()
         self._armed.set()
         if self._thread is not None:
             self._thread.join()
@@ -147,7 +147,7 @@ class BatchWriter:
         self._due = time.monotonic() + self._max_delay_s
 
     def _raise_if_unusable(self) -> None:
-        if self._closed:
+        if self.closed:
             raise ConfigError("the batch writer is closed", hint="make one with channel.batching()")
         self._raise_error()
 
@@ -168,13 +168,12 @@ class BatchWriter:
         """Send what waits when its delay ends and no later call has sent it."""
         while True:
             self._armed.wait()
-            if self._closed:
+            if self._ended.wait(max(0.0, self._due - time.monotonic())):
                 return
-            time.sleep(max(0.0, self._due - time.monotonic()))
             with self._lock:
                 if self._pending and time.monotonic() >= self._due:
                     self._try_to_send_pending()
-                if not self._pending and not self._closed:
+                if not self._pending and not self.closed:
                     self._armed.clear()
 
     def _try_to_send_pending(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ from zfast.batch_writer import (
     DEFAULT_MAX_NBYTES,
     BatchWriter,
 )
-from zfast.codec import IN_BAND_MAX_NBYTES, Payload, decode, encode
+from zfast.codec import Payload, decode, decode_header, encode
 from zfast.deadline import Deadline
 from zfast.delivery import Delivery
 from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
+from zfast.inbox import Content
 from zfast.incoming_streams import StreamedValue
 from zfast.link import Link
 from zfast.link_options import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LinkOptions
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 #: A value or batch above this is streamed.
 PLAIN_MAX_NBYTES = 1 << 20
-
-#: Pickled as they are: nothing in them goes out of band.
-_PLAIN = frozenset((int, float, bool, str, type(None)))
-PLAIN_MAX_ITEMS = 64
 
 
 class Channel:
@@ -55,6 +51,7 @@ class Channel:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._use = LinkUse(link)
+        self._lane = link.lane
         self._writers: list[BatchWriter] = []
         self._is_remembered = False
 
@@ -143,8 +140,10 @@ class Channel:
             TransportError: The peer refused the value; the message says why.
             ChannelClosedError: The channel is closed, or the peer has gone.
         """
+        if to is None and not self._writers and self._lane.send(Kind.VALUE, value, timeout):
+            return
         deadline = Deadline(timeout)
-        payload = _encode(value)
+        payload = encode(value)
         with self._flushed(deadline) as link:
             peer = link.choose_peer(to, deadline)
             if not payload.buffers and len(payload.header) <= PLAIN_MAX_NBYTES:
@@ -204,7 +203,7 @@ class Channel:
         is for what goes now.
         """
         deadline = Deadline(timeout)
-        payload = _encode(value)
+        payload = encode(value)
         delivery = Delivery(self._use)
         with self._flushed(deadline) as link:
             peer = link.choose_peer(to, deadline)
@@ -328,13 +327,19 @@ class Channel:
             CodecError: A value came that cannot be decoded here; it is dropped.
             ChannelClosedError: The peer has closed and nothing is left (connected side).
         """
-        deadline = Deadline(timeout)
-        with self._flushed(deadline) as link:
-            content = link.receive(deadline)
-            self._acknowledge_in_a_while(link)
+        content: Content | None = None
+        if not self._writers:
+            content = self._lane.recv(Kind.VALUE, Kind.BATCH, timeout)
+        if content is None:
+            deadline = Deadline(timeout)
+            with self._flushed(deadline) as link:
+                content = link.receive(deadline)
+        self._acknowledge_in_a_while()
         if isinstance(content, _core.Batch):
             return content
         if isinstance(content, _core.Message):
+            if not content.buffers:
+                return decode_header(bytes(content.body))
             return decode(Payload(bytes(content.body), content.buffers), copy=copy)
         header, *buffers = content.buffers
         if not copy:
@@ -348,14 +353,19 @@ class Channel:
             ConfigError: The next message is a single value; ``recv`` will give it.
             RecvTimeoutError, ProtocolError, ChannelClosedError: As ``recv``.
         """
-        deadline = Deadline(timeout)
-        with self._flushed(deadline) as link:
-            link.wait(deadline)
-            if not isinstance(link.queue[0].content, (_core.Message, StreamedValue)):
-                content = link.receive(deadline)
-                self._acknowledge_in_a_while(link)
-                assert isinstance(content, _core.Batch)
-                return content
+        content: Content | None = None
+        if not self._writers:
+            content = self._lane.recv(0, Kind.BATCH, timeout)
+        if content is None:
+            deadline = Deadline(timeout)
+            with self._flushed(deadline) as link:
+                link.wait(deadline)
+                if not isinstance(link.queue[0].content, (_core.Message, StreamedValue)):
+                    content = link.receive(deadline)
+        if content is not None:
+            self._acknowledge_in_a_while()
+            assert isinstance(content, _core.Batch)
+            return content
         raise ConfigError(
             f"{self.endpoint}: the next message is a value, not a batch",
             hint="take it with recv()",
@@ -417,8 +427,8 @@ class Channel:
             writer.flush(timeout=deadline.left())
         return self._use
 
-    def _acknowledge_in_a_while(self, link: Link) -> None:
-        if not self._is_remembered and link.owes:
+    def _acknowledge_in_a_while(self) -> None:
+        if not self._is_remembered and self._link.owes:
             self._is_remembered = True
             acknowledger.remember(self)
 
@@ -431,25 +441,11 @@ class Channel:
             if not self.closed:
                 self._link.acknowledge_all()
                 if self._link.owes:  # the peer had no room
-                    self._acknowledge_in_a_while(self._link)
+                    self._acknowledge_in_a_while()
         except TransportError:
             pass  # the next call of the channel says so
         finally:
             self._use.end_between()
-
-
-def _encode(value: object) -> Payload:
-    """``encode``, with a short cut for what a lone small message often is."""
-    cls = type(value)
-    if cls in _PLAIN or (
-        cls is dict
-        and len(value) <= PLAIN_MAX_ITEMS  # type: ignore[arg-type]
-        and all(type(k) is str and type(v) in _PLAIN for k, v in value.items())  # type: ignore[attr-defined]
-    ):
-        return Payload(pickle.dumps(value, 5))
-    if cls is bytes and len(value) <= IN_BAND_MAX_NBYTES:  # type: ignore[arg-type]
-        return Payload(pickle.dumps(value, 5))
-    return encode(value)
 
 
 def _options(

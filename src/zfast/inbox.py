@@ -68,14 +68,24 @@ class Inbox:
         """Read one message; to ``wait``, if it comes in ``PATIENCE_S``. False if there is none."""
         try:
             message = self._port.recv(wait=wait)
-            if message is None:
-                return False
+        except ProtocolError as error:
+            self._put_error(error)
+            return True
+        if message is not None:
+            self.put(message)
+        return message is not None
+
+    def put(self, message: _core.Message | _core.Batch) -> None:
+        """Take what was read."""
+        try:
             self._take(message)
         except ProtocolError as error:
-            if self._n_errors < MAX_ERRORS:
-                self._n_errors += 1
-                self.queue.append(Received(None, error))
-        return True
+            self._put_error(error)
+
+    def _put_error(self, error: ProtocolError) -> None:
+        if self._n_errors < MAX_ERRORS:
+            self._n_errors += 1
+            self.queue.append(Received(None, error))
 
     def next(self) -> Content:
         """Hand over the first message of the queue, and count it as read.

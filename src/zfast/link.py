@@ -48,6 +48,8 @@ class Link:
     Attributes:
         peers: By routing id; a DEALER's only one under None.
         queue: What came and was not taken yet, see ``Inbox``.
+        turn: For the caller: who may use the link now.
+        lane: The quick way for lone messages; it takes its turn by itself.
     """
 
     def __init__(self, url: str, *, bound: bool, options: LinkOptions) -> None:
@@ -60,8 +62,11 @@ class Link:
         self._inbox = Inbox(self._port, self._outbox, options)
         self.queue = self._inbox.queue
         self.acknowledge_all = self._outbox.acknowledge_all
+        self.turn = _core.Turn()
+        self.lane = _core.Lane(
+            self._port.socket, bound, self.peers, self._inbox, self._outbox, self.turn
+        )
         self._checksum = options.checksum
-        self._fresh_until = 0.0
         if not bound:
             self._outbox.tell(self.peers[None], Kind.HELLO)
 
@@ -82,8 +87,7 @@ class Link:
         if not self.bound:
             return self.peers[None]
         while True:
-            if monotonic() >= self._fresh_until:
-                self._inbox.take()
+            self._inbox.take()
             if to is not None:
                 if to not in self.peers:
                     raise ChannelClosedError(f"{self.endpoint}: no peer {to!r} is connected")
@@ -107,9 +111,7 @@ class Link:
         def attempt() -> bool:
             return _core.send_value(self._port.socket, peer, Kind.VALUE, header)
 
-        may_hurry = self._outbox.idle and not peer.gone and monotonic() < self._fresh_until
-        if not may_hurry or not self._try(peer, attempt):
-            self._send(peer, attempt, len(header), deadline)
+        self._send(peer, attempt, len(header), deadline)
 
     def send_message(
         self,
@@ -180,7 +182,7 @@ class Link:
             may_send = peer.may_send(nbytes) and self._port.connected
             if may_send and self._try(peer, attempt):
                 if not self.shares_memory:  # over inproc a look costs little
-                    self._fresh_until = monotonic() + FRESH_S
+                    self.lane.fresh_until = monotonic() + FRESH_S
                 return
             if deadline.expired:
                 raise self._nobody_took_it(deadline, progress)
@@ -237,6 +239,7 @@ class Link:
                 )
             if not self._take_soon(deadline):
                 self._notice_lost_connection()
+                self._outbox.pump()  # the news may be that the connection stands
                 if not stream.ended:
                     self._poll_for_news(deadline)
         if stream.failure is not None:

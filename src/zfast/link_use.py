@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 
 from zfast.errors import ChannelClosedError, ConfigError
@@ -20,24 +19,21 @@ class LinkUse:
         ChannelClosedError: On entry: the link is closed.
     """
 
-    __slots__ = ("_io", "_user", "link")
+    __slots__ = ("_turn", "link")
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self._user = threading.Lock()
-        self._io = threading.Lock()
+        self._turn = link.turn
 
     def __enter__(self) -> Link:
-        if not self._user.acquire(False):
+        if not self._turn.enter():
             raise ConfigError(
                 f"{self.link.endpoint}: two threads use the channel at once",
                 hint="give each thread a channel of its own",
             )
-        try:
-            self._enter_io()
-        except BaseException:
-            self._user.release()
-            raise
+        if self.link.closed:
+            self._turn.leave()
+            raise ChannelClosedError(f"{self.link.endpoint}: the channel is closed")
         return self.link
 
     def __exit__(
@@ -46,29 +42,21 @@ class LinkUse:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._io.release()
-        self._user.release()
-
-    def _enter_io(self) -> None:
-        self._io.acquire()
-        if self.link.closed:
-            self._io.release()
-            raise ChannelClosedError(f"{self.link.endpoint}: the channel is closed")
+        self._turn.leave()
 
     def try_enter(self) -> bool:
         """Enter, unless another thread uses the channel or it is closed. Then ``__exit__``."""
-        if not self._user.acquire(False):
+        if not self._turn.enter():
             return False
-        self._io.acquire()
         if self.link.closed:
-            self.__exit__(None, None, None)
+            self._turn.leave()
             return False
         return True
 
     def try_between(self) -> bool:
         """Come between two calls, unless one is under way. Then call `end_between`."""
-        return self._io.acquire(False)
+        return self._turn.try_between()
 
     def end_between(self) -> None:
         """Let the next call begin."""
-        self._io.release()
+        self._turn.end_between()

@@ -74,7 +74,11 @@ class OutgoingStream:
         """The next chunk; `sent` moves on."""
         pieces: list[memoryview] = []
         nbytes, index, position = 0, self._index, self._position
-        while nbytes < streams.CHUNK_NBYTES and len(pieces) < streams.CHUNK_PIECES and index < len(self.buffers):
+        while (
+            nbytes < streams.CHUNK_NBYTES
+            and len(pieces) < streams.CHUNK_PIECES
+            and index < len(self.buffers)
+        ):
             buffer = self.buffers[index]
             piece = buffer[position : position + streams.CHUNK_NBYTES - nbytes]
             if piece.nbytes:

@@ -27,19 +27,15 @@ class Peer(_core.Account):
         routing_id: The peer's name on a ROUTER; None for a DEALER's only peer.
         admission: Memory for what it sends, shared with the other peers.
         window_nbytes: What may be under way from it; None where memory is shared and nothing is.
-
-    Attributes:
-        gone: It has closed, or its connection was lost.
     """
 
-    __slots__ = ("gone", "incoming", "outgoing")
+    __slots__ = ("incoming", "outgoing")
 
     def __init__(
         self, routing_id: bytes | None, admission: Admission, window_nbytes: int | None
     ) -> None:
         credit = Credit()
         super().__init__(routing_id, credit, window_nbytes)
-        self.gone = False
         self.outgoing = OutgoingStreams(credit)
         self.incoming = IncomingStreams(admission)
 

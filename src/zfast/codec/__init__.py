@@ -31,7 +31,7 @@ from zfast.codec._pickler import (
 )
 from zfast.errors import CodecError, ZfastError
 
-__all__ = ["IN_BAND_MAX_NBYTES", "Payload", "address_of", "decode", "encode"]
+__all__ = ["IN_BAND_MAX_NBYTES", "Payload", "address_of", "decode", "decode_header", "encode"]
 
 _PROTOCOL_5 = b"\x80\x05"
 
@@ -140,20 +140,36 @@ def decode(
             raise pickle.UnpicklingError(f"{left} more buffers came than the header uses")
     except (ZfastError, MemoryError):
         raise
-    except ImportError as error:
-        raise CodecError(
+    except Exception as error:
+        raise _decode_failure(error, payload.header, len(payload.buffers)) from error
+    return value
+
+
+def decode_header(header: bytes) -> Any:
+    """Rebuild a value that has no buffers; as ``decode``."""
+    try:
+        if header[:2] != _PROTOCOL_5:
+            raise pickle.UnpicklingError("the header is not a pickle protocol 5 stream")
+        return pickle.loads(header)
+    except (ZfastError, MemoryError):
+        raise
+    except Exception as error:
+        raise _decode_failure(error, header, 0) from error
+
+
+def _decode_failure(error: Exception, header: bytes, n_buffers: int) -> CodecError:
+    if isinstance(error, ImportError):
+        return CodecError(
             f"cannot decode the value: {error}",
             hint="install the module here, in the version that the sender has",
-        ) from error
-    except AttributeError as error:
-        raise CodecError(
+        )
+    if isinstance(error, AttributeError):
+        return CodecError(
             f"cannot decode the value: {error}",
             hint="run the same version of the code on both sides",
-        ) from error
-    except Exception as error:
-        raise CodecError(
-            f"cannot decode the value: {type_name(error)}: {error}",
-            detail=f"header of {len(payload.header)} bytes, {len(payload.buffers)} buffers",
-            hint="the payload was damaged or is not one of zfast's",
-        ) from error
-    return value
+        )
+    return CodecError(
+        f"cannot decode the value: {type_name(error)}: {error}",
+        detail=f"header of {len(header)} bytes, {n_buffers} buffers",
+        hint="the payload was damaged or is not one of zfast's",
+    )
