@@ -149,7 +149,8 @@ class OutgoingStreams:
         """
         if len(buffers) > streams.MAX_BUFFERS:
             raise ConfigError(
-                f"a value has {len(buffers) - 1} buffers, a stream carries {streams.MAX_BUFFERS - 1}",
+                f"a value has {len(buffers) - 1} buffers, "
+                f"a stream carries {streams.MAX_BUFFERS - 1}",
                 hint="put them together, or send them in parts",
             )
         self._last_id += 1
