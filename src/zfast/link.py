@@ -229,24 +229,28 @@ class Link:
     def finish_stream(self, peer: Peer, stream: OutgoingStream, deadline: Deadline) -> None:
         """Send all of a stream. Raises what ended it, or SendTimeoutError."""
         while not stream.ended:
-            self._inbox.take()
-            self._outbox.pump()
-            if stream.ended:
-                break
-            if deadline.expired:
-                raise self._nobody_took_it(
-                    deadline, f"{stream.offset} of {stream.nbytes} bytes were sent"
-                )
-            if not self._take_soon(deadline):
-                self._notice_lost_connection()
-                self._outbox.pump()  # the news may be that the connection stands
-                if not stream.ended:
-                    self._poll_for_news(deadline)
+            self._advance(stream, deadline)
         if stream.failure is not None:
             if not peer.gone and self._port.poll(_core.POLLIN, LOOK_AGAIN_S):
                 self._inbox.take()  # a peer that closes says goodbye just after it refused
             failed = ChannelClosedError if peer.gone else TransportError
             raise failed(f"{self.endpoint}: the value was not delivered: {stream.failure}")
+
+    def _advance(self, stream: OutgoingStream, deadline: Deadline) -> None:
+        """Send of a stream what may be sent, or wait until more may be."""
+        self._inbox.take()
+        self._outbox.pump()
+        if stream.ended:
+            return
+        if deadline.expired:
+            raise self._nobody_took_it(
+                deadline, f"{stream.offset} of {stream.nbytes} bytes were sent"
+            )
+        if not self._take_soon(deadline):
+            self._notice_lost_connection()
+            self._outbox.pump()  # the news may be that the connection stands
+            if not stream.ended:
+                self._poll_for_news(deadline)
 
     def cancel_stream(self, peer: Peer, stream: OutgoingStream) -> None:
         """Send no more of it, and count it no more."""
