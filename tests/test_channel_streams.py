@@ -30,8 +30,8 @@ from zfast.errors import (
     SendTimeoutError,
     TransportError,
 )
-from zfast.peer import Kind
-from zfast.streams import StreamKind
+from zfast.transport.peer import Kind
+from zfast.transport.streams import StreamKind
 
 MB = 1_000_000
 LARGE = 40 * MB

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from zfast import _core, receive_pool, streams
 from zfast.errors import ConfigError, ProtocolError
-from zfast.incoming_streams import Admission, IncomingStreams, StreamedValue
-from zfast.outgoing_streams import OutgoingStreams
-from zfast.streams import Credit, StreamKind
+from zfast.transport.incoming_streams import Admission, IncomingStreams, StreamedValue
+from zfast.transport.outgoing_streams import OutgoingStreams
+from zfast.transport.streams import Credit, StreamKind
 
 CHUNK = 64
 ANSWERS = (StreamKind.ACCEPT, StreamKind.REFUSE)

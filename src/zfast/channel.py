@@ -8,23 +8,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from zfast import _core
-from zfast.acknowledger import acknowledger
-from zfast.batch_writer import (
+from zfast.codec import Payload, decode, decode_header, encode
+from zfast.deadline import Deadline
+from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
+from zfast.transport.acknowledger import acknowledger
+from zfast.transport.batch_writer import (
     DEFAULT_MAX_COUNT,
     DEFAULT_MAX_DELAY_US,
     DEFAULT_MAX_NBYTES,
     BatchWriter,
 )
-from zfast.codec import Payload, decode, decode_header, encode
-from zfast.deadline import Deadline
-from zfast.delivery import Delivery
-from zfast.errors import ChannelClosedError, ConfigError, SendTimeoutError, TransportError
-from zfast.inbox import Content
-from zfast.incoming_streams import StreamedValue
-from zfast.link import Link
-from zfast.link_options import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LinkOptions
-from zfast.link_use import LinkUse
-from zfast.peer import Kind, Peer
+from zfast.transport.delivery import Delivery
+from zfast.transport.inbox import Content
+from zfast.transport.incoming_streams import StreamedValue
+from zfast.transport.link import Link
+from zfast.transport.link_options import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LinkOptions
+from zfast.transport.link_use import LinkUse
+from zfast.transport.peer import Kind, Peer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -315,7 +315,7 @@ class Channel:
         """Receive the next value, or the next ``Batch`` if the peer used ``send_many``.
 
         Arrays of a value above 1 MiB lie in warm memory that goes back to a pool of this process
-        with their last view (``zfast.receive_pool``).
+        with their last view (``zfast.transport.receive_pool``).
 
         Args:
             timeout: Seconds; None waits for ever. What has come of a larger value is kept.

@@ -4,7 +4,7 @@ Every message is counted by both sides and acknowledged when it is handed over, 
 can tell whether everything arrived. libzmq's linger cannot: a receiver at its high-water mark
 loses the tail of an ipc connection that its peer closes. An acknowledgement also says how many
 bytes more the receiver takes, so that a slow one bounds its sender's memory and its own. Large
-values go as streams, see ``zfast.streams``.
+values go as streams, see ``zfast.transport.streams``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from zfast.errors import (
     SendTimeoutError,
     TransportError,
 )
-from zfast.inbox import Content, Inbox
-from zfast.link_options import LinkOptions
-from zfast.outbox import Outbox
-from zfast.outgoing_streams import OutgoingStream
-from zfast.peer import Kind, Peer
-from zfast.port import PATIENCE_S, Port
+from zfast.transport.inbox import Content, Inbox
+from zfast.transport.link_options import LinkOptions
+from zfast.transport.outbox import Outbox
+from zfast.transport.outgoing_streams import OutgoingStream
+from zfast.transport.peer import Kind, Peer
+from zfast.transport.port import PATIENCE_S, Port
 
 #: How old what is known of the peers may be when a message is sent without a look: each look is a
 #: system call or more.

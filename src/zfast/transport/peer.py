@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 from zfast import _core
-from zfast.incoming_streams import Admission, IncomingStreams
-from zfast.outgoing_streams import OutgoingStreams
-from zfast.streams import Credit
+from zfast.transport.incoming_streams import Admission, IncomingStreams
+from zfast.transport.outgoing_streams import OutgoingStreams
+from zfast.transport.streams import Credit
 
 
 class Kind(IntEnum):

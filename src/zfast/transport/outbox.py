@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from zfast import _core
 from zfast.errors import TransportError
-from zfast.peer import Kind, Peer
-from zfast.port import Port
+from zfast.transport.peer import Kind, Peer
+from zfast.transport.port import Port
 
 #: The body of an acknowledgement: the limit of the peer's credit.
 LIMIT = struct.Struct("<Q")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zfast.errors import ConfigError
-from zfast.streams import CHUNK_NBYTES, INITIAL_CREDIT
+from zfast.transport.streams import CHUNK_NBYTES, INITIAL_CREDIT
 
 #: Messages queued for a peer before a sender waits, and received before a peer has to wait.
 DEFAULT_HWM = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from zfast.errors import ChannelClosedError, ConfigError
-from zfast.link import Link
+from zfast.transport.link import Link
 
 
 class LinkUse:

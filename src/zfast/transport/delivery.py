@@ -5,10 +5,10 @@ from __future__ import annotations
 from zfast import _core
 from zfast.deadline import Deadline
 from zfast.errors import ChannelClosedError, TransportError
-from zfast.link import LOOK_AGAIN_S
-from zfast.link_use import LinkUse
-from zfast.outgoing_streams import OutgoingStream
-from zfast.peer import Peer
+from zfast.transport.link import LOOK_AGAIN_S
+from zfast.transport.link_use import LinkUse
+from zfast.transport.outgoing_streams import OutgoingStream
+from zfast.transport.peer import Peer
 
 
 class Delivery(_core.SendTracker):

@@ -8,10 +8,10 @@ import zmq
 
 from zfast import _core
 from zfast.addresses import SocketFile, is_served, parse_endpoint
-from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import TransportError
-from zfast.link_options import LinkOptions
+from zfast.transport.connection_monitor import ConnectionMonitor
+from zfast.transport.link_options import LinkOptions
 
 #: How long one waiting receive may take: in that time nobody looks at the connection.
 PATIENCE_S = 0.005

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from zfast import _core
 from zfast.errors import ProtocolError
-from zfast.incoming_streams import Admission, StreamedValue
-from zfast.link_options import LinkOptions
-from zfast.outbox import LIMIT, Outbox
-from zfast.peer import Kind, Peer
-from zfast.port import Port
-from zfast.streams import StreamKind
+from zfast.transport.incoming_streams import Admission, StreamedValue
+from zfast.transport.link_options import LinkOptions
+from zfast.transport.outbox import LIMIT, Outbox
+from zfast.transport.peer import Kind, Peer
+from zfast.transport.port import Port
+from zfast.transport.streams import StreamKind
 
 #: Errors of peers that are kept for ``recv`` to raise; more are dropped.
 MAX_ERRORS = 100

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from zfast import _core, streams
 from zfast.errors import ConfigError, ProtocolError
-from zfast.streams import (
+from zfast.transport.streams import (
     FLAG_BATCH_CONTENT,
     FLAG_CHECKSUM,
     OFFSET,

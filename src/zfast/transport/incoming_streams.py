@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from zfast import _core, streams
 from zfast.errors import ProtocolError
-from zfast.streams import (
+from zfast.transport.streams import (
     FLAG_BATCH_CONTENT,
     FLAG_CHECKSUM,
     OFFSET,
