@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import zmq
 
-from zfast import Channel, _core, receive_pool
+from zfast import Channel, _core
 from zfast.addresses import InsecureEndpointWarning
 from zfast.errors import (
     ChannelClosedError,
@@ -30,6 +30,7 @@ from zfast.errors import (
     SendTimeoutError,
     TransportError,
 )
+from zfast.transport import receive_pool
 from zfast.transport.peer import Kind
 from zfast.transport.streams import StreamKind
 

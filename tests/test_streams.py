@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfast import _core, receive_pool, streams
+from zfast import _core
 from zfast.errors import ConfigError, ProtocolError
+from zfast.transport import receive_pool, streams
 from zfast.transport.incoming_streams import Admission, IncomingStreams, StreamedValue
 from zfast.transport.outgoing_streams import OutgoingStreams
 from zfast.transport.streams import Credit, StreamKind

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zfast import _core, streams
+from zfast import _core
 from zfast.errors import ProtocolError
+from zfast.transport import streams
 from zfast.transport.streams import (
     FLAG_BATCH_CONTENT,
     FLAG_CHECKSUM,

@@ -9,8 +9,9 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 
-from zfast import _core, streams
+from zfast import _core
 from zfast.errors import ConfigError, ProtocolError
+from zfast.transport import streams
 from zfast.transport.streams import (
     FLAG_BATCH_CONTENT,
     FLAG_CHECKSUM,
