@@ -65,7 +65,7 @@ class LeaseDesk:
         return Lease(descriptor, segment, self._end)
 
     def _end(self, descriptor: Descriptor) -> None:
-        self._command(lambda: self._release(DRIVER, [descriptor.key]))
+        self._command(lambda: self.release(DRIVER, [descriptor.key]))
 
     # ---- the hub's thread ---------------------------------------------------------------
 
@@ -137,13 +137,14 @@ class LeaseDesk:
             if descriptor is not None:
                 self._table.grant(descriptor, worker, by=DRIVER)
 
-    def release(self, worker: Process, keys: Iterable[tuple[bytes, int]]) -> None:
-        """End a worker's leases.
+    def release(self, process: Process, keys: Iterable[tuple[bytes, int]]) -> None:
+        """End leases of a process.
 
         Raises:
             ProtocolError: It has no such lease; those before it have ended.
         """
-        self._release(worker, keys)
+        for key in keys:
+            self._carry_out(self._table.release(key, process))
 
     def remove_segments(self, worker: Process, segment_ids: Iterable[bytes]) -> None:
         """Let go of segments that a worker's arena has given back.
@@ -202,10 +203,6 @@ class LeaseDesk:
         weakref.finalize(segment, os.close, fd).atexit = False
         self._segments[segment_id] = segment
         self._files[segment_id] = (fd, nbytes)
-
-    def _release(self, process: Process, keys: Iterable[tuple[bytes, int]]) -> None:
-        for key in keys:
-            self._carry_out(self._table.release(key, process))
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -13,8 +12,6 @@ from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentClient
 from zfast.sharing.handover import Handover, Parcel
 from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
-
-logger = logging.getLogger("zfast.worker")
 
 
 class WorkerLeases:

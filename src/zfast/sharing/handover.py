@@ -134,12 +134,8 @@ class Handover:
 
     def identify(self, buffer: memoryview) -> Descriptor | None:
         """Name the memory of a buffer that was received and so can never change, else None."""
-        address = address_of(buffer)
-        for segment in self._segments():
-            descriptor = segment.find(address, buffer.nbytes)
-            if descriptor is not None:
-                return descriptor
-        return None
+        found = self._find(buffer)
+        return None if found is None else found[1]
 
     def take_released(self) -> list[bytes]:
         """Segments that were made known and that the arena has given back since."""
@@ -151,13 +147,17 @@ class Handover:
                 del self._announced[segment_id]
         return released
 
-    def _lease_again(self, buffer: memoryview) -> Lease | None:
+    def _find(self, buffer: memoryview) -> tuple[Segment, Descriptor] | None:
         address = address_of(buffer)
         for segment in self._segments():
             descriptor = segment.find(address, buffer.nbytes)
             if descriptor is not None:
-                return self._authority.lease_again(descriptor, segment)
+                return segment, descriptor
         return None
+
+    def _lease_again(self, buffer: memoryview) -> Lease | None:
+        found = self._find(buffer)
+        return None if found is None else self._authority.lease_again(found[1], found[0])
 
     def _publish_sealed(self, buffers: list[memoryview], wanted: list[int]) -> dict[int, Lease]:
         """Publish those buffers that lie in sealed blocks of which enough is sent."""
