@@ -129,7 +129,7 @@ def test_sending_without_a_peer_says_so_and_lends_nothing(open_socket):
     push = open_socket(zmq.PUSH)
     large = bytearray(300_000)
     assert not _core.send_message(push, 1, b"", [large])
-    assert _core.send_batch(push, [b"a"]) == 0
+    assert not send_batch(push, [b"a"])
     until(lambda: _core.lent_buffers() == 0)
     large.append(0)
 
@@ -158,12 +158,30 @@ def test_garbage_from_a_peer_is_refused_and_the_next_message_read(pair):
     assert bytes(receive(pull).body) == b"ok"
 
 
+def send_batch(socket, payloads, start=0, count=None):
+    count = len(payloads) - start if count is None else count
+    nbytes = sum(map(len, payloads[start : start + count]))
+    peer = _core.Account(None, _core.Credit())
+    return _core.send_batch(socket, peer, 3, payloads, start, count, nbytes)
+
+
+def test_payloads_that_are_not_the_planned_ones_are_not_sent(pair):
+    push, pull = pair
+    peer = _core.Account(None, _core.Credit())
+    for payloads, count, nbytes in [([b"long"], 1, 3), ([b"short"], 1, 6), ([b"one"], 2, 3)]:
+        with pytest.raises(BufferError):
+            _core.send_batch(push, peer, 3, payloads, 0, count, nbytes)
+    assert _core.recv(pull) is None
+
+
 def test_batches_end_where_told(pair):
     push, pull = pair
     items = [bytes([i]) * 10 for i in range(10)]
-    assert _core.send_batch(push, items, max_count=3) == 3
-    assert _core.send_batch(push, items, 3, max_nbytes=25) == 2
-    assert _core.send_batch(push, items, 5, max_nbytes=1) == 1
+    assert _core.plan_batch(items, max_count=3) == (3, 30)
+    assert _core.plan_batch(items, 3, max_nbytes=25) == (2, 20)
+    assert _core.plan_batch(items, 5, max_nbytes=1) == (1, 10)
+    for start, count in [(0, 3), (3, 2), (5, 1)]:
+        assert send_batch(push, items, start, count)
     assert [len(receive(pull)) for _ in range(3)] == [3, 2, 1]
 
 
@@ -228,7 +246,7 @@ def test_ten_thousand_messages_leak_nothing(pair):
         for _ in range(count):
             _core.send_message(push, 1, b"body", [large, b"inline"])
             receive(pull)
-            _core.send_batch(push, small)
+            send_batch(push, small)
             receive(pull)
         gc.collect()
 

@@ -1,5 +1,5 @@
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import zmq
@@ -52,6 +52,8 @@ class Message:
     def buffers(self) -> list[memoryview]: ...
     @property
     def routing_id(self) -> bytes | None: ...
+    @property
+    def source_fd(self) -> int: ...
 
 class Batch(Sequence[memoryview]):
     @property
@@ -93,17 +95,6 @@ def send_message(
 def plan_batch(
     payloads: list[Any], start: int = 0, *, max_nbytes: int = ..., max_count: int = ...
 ) -> tuple[int, int]: ...
-def send_batch(
-    socket: zmq.Socket[Any],
-    payloads: list[Any],
-    start: int = 0,
-    *,
-    kind: int = 0,
-    request_id: int = 0,
-    routing_id: bytes | None = None,
-    max_nbytes: int = ...,
-    max_count: int = ...,
-) -> int: ...
 
 class Credit:
     used: int
@@ -139,6 +130,15 @@ class Account:
     def acknowledged_up_to(self, received: int, limit: int) -> None: ...
 
 def send_value(socket: zmq.Socket[Any], peer: Account, kind: int, body: bytes) -> bool: ...
+def send_batch(
+    socket: zmq.Socket[Any],
+    peer: Account,
+    kind: int,
+    payloads: list[Any],
+    start: int,
+    count: int,
+    nbytes: int,
+) -> bool: ...
 def recv(
     socket: zmq.Socket[Any], *, routed: bool = False, wait: bool = False
 ) -> Message | Batch | None: ...
@@ -155,6 +155,9 @@ class Turn:
     def leave(self) -> None: ...
     def try_between(self) -> bool: ...
     def end_between(self) -> None: ...
+    @property
+    def fresh(self) -> bool: ...
+    def stay_fresh(self, seconds: float) -> None: ...
 
 class _Inbox(Protocol):
     queue: deque[Any]
@@ -164,8 +167,10 @@ class _Outbox(Protocol):
     idle: bool
     def acknowledge(self, peer: Any) -> None: ...
 
+NOTHING: object
+
 class Lane:
-    fresh_until: float
+    reminded: bool
     def __init__(
         self,
         socket: zmq.Socket[Any],
@@ -174,6 +179,13 @@ class Lane:
         inbox: _Inbox,
         outbox: _Outbox,
         turn: Turn,
+        *,
+        value_kind: int,
+        batch_kind: int,
+        look: Callable[[], None],
+        decode: Callable[[Message, bool], Any],
+        acknowledge_later: Callable[[], None],
     ) -> None: ...
-    def send(self, kind: int, value: object, timeout: float | None) -> bool: ...
-    def recv(self, kind: int, batch_kind: int, timeout: float | None) -> Message | Batch | None: ...
+    def send(self, value: object, timeout: float | None) -> bool: ...
+    def recv(self, timeout: float | None, copy: bool = False) -> Any: ...
+    def recv_batch(self, timeout: float | None) -> Batch | None: ...

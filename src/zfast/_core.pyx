@@ -37,9 +37,12 @@ from cpython.bytes cimport (
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
+from cpython.dict cimport PyDict_Next
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.object cimport PyObject
 from cpython.pythread cimport (
     NOWAIT_LOCK,
     PyThread_acquire_lock,
@@ -52,6 +55,7 @@ from cpython.pythread cimport (
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from zmq cimport Socket
 
@@ -68,7 +72,7 @@ cdef extern from "zmq.h" nogil:
         int fd
         short events
         short revents
-    int ZMQ_POLLIN, ZMQ_POLLOUT, ZMQ_DONTWAIT, ZMQ_SNDMORE
+    int ZMQ_POLLIN, ZMQ_POLLOUT, ZMQ_DONTWAIT, ZMQ_SNDMORE, ZMQ_SRCFD
 
 
 cdef extern from "_libzmq.h" nogil:
@@ -90,6 +94,7 @@ cdef extern from "_libzmq.h" nogil:
     void *zf_zmq_msg_data(zmq_msg_t *)
     size_t zf_zmq_msg_size(const zmq_msg_t *)
     int zf_zmq_msg_more(const zmq_msg_t *)
+    int zf_zmq_msg_get(const zmq_msg_t *, int)
     int zf_zmq_poll(zmq_pollitem_t *, int, long)
     int zf_zmq_errno()
     const char *zf_zmq_strerror(int)
@@ -124,9 +129,11 @@ cdef extern from "_libzmq.h":
 
 cdef extern from *:
     """
+    #define prefetch(address) __builtin_prefetch(address)
     static inline void *zf_loan_data(zf_loan *loan) { return loan->view.buf; }
     static inline size_t zf_loan_nbytes(zf_loan *loan) { return (size_t)loan->view.len; }
     """
+    void prefetch(PyObject *) nogil
     void *zf_loan_data(zf_loan *) nogil
     size_t zf_loan_nbytes(zf_loan *) nogil
 
@@ -178,6 +185,8 @@ cdef enum:
     REAP_DELAY_US = 2000
     # What each message takes from a peer's credit beside its payload.
     COST = 1024
+    # How many payloads ahead to ask for one's memory: it is rarely in the cache.
+    PREFETCH = 8
     # A busy receiver acknowledges at least every so many messages.
     ACKNOWLEDGE_EVERY = 64
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
@@ -423,10 +432,13 @@ cdef class Message:
             borrow from libzmq's memory, inline ones from one 16-byte aligned copy.
         nbytes: Of the body and the buffers together.
         routing_id: The sender's, when received from a ROUTER; else None.
+        source_fd: Of a message without body and buffers: the descriptor of the connection that it
+            came from, libzmq's own; else, and over inproc, -1.
     """
 
     cdef readonly int kind
     cdef readonly int flags
+    cdef readonly int source_fd
     cdef readonly uint64_t nbytes
     cdef readonly object request_id
     cdef readonly object body
@@ -552,6 +564,7 @@ cdef Message decode_views(list views):
     cdef uint32_t i
     cdef Message message = Message.__new__(Message)
     cdef list buffers = []
+    message.source_fd = -1
     if n_frames == 0:
         raise ProtocolError("the message has no frame")
     view = views[0]
@@ -935,6 +948,8 @@ cdef inline Py_ssize_t copy_payload(
     cdef Py_ssize_t nbytes
     if PyBytes_CheckExact(payload):
         nbytes = PyBytes_GET_SIZE(payload)
+        if nbytes > room:
+            raise BufferError(f"payload {index} is another than the one that was counted")
         memcpy(out, PyBytes_AS_STRING(payload), nbytes)
         return nbytes
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
@@ -956,6 +971,8 @@ cdef Py_ssize_t count_batch(
     cdef Py_ssize_t i, stop = min(<Py_ssize_t>len(payloads), start + max_count)
     cdef uint64_t total = 0, nbytes
     for i in range(start, stop):
+        if i + PREFETCH < stop:
+            prefetch(PyList_GET_ITEM(payloads, i + PREFETCH))
         nbytes = payload_nbytes(payloads[i])
         if total + nbytes > BATCH_LIMIT:
             if i == start:
@@ -1026,63 +1043,18 @@ def plan_batch(
 ) -> tuple[int, int]:
     """How many payloads from ``start`` on make the next batch, and how many bytes they have.
 
-    Arguments and errors as ``send_batch``, which packs just these if it is given them as
-    ``max_count`` and ``max_nbytes``.
+    Args:
+        payloads: A list of bytes-like objects.
+        max_nbytes, max_count: Where to end the batch. It holds at least one payload.
     """
     cdef uint64_t data_nbytes
     cdef Py_ssize_t count
-    check_batch(payloads, start, max_count)
-    count = count_batch(payloads, start, max_nbytes, max_count, &data_nbytes)
-    return count, data_nbytes
-
-
-cdef int check_batch(list payloads, Py_ssize_t start, Py_ssize_t max_count) except -1:
     if start < 0 or start >= len(payloads):
         raise ConfigError(f"start {start} is outside a list of {len(payloads)} payloads")
     if max_count < 1:
         raise ConfigError(f"max_count must be at least 1, not {max_count}")
-    return 0
-
-
-def send_batch(
-    Socket socket not None,
-    list payloads not None,
-    Py_ssize_t start=0,
-    *,
-    int kind=0,
-    uint64_t request_id=0,
-    bytes routing_id=None,
-    size_t max_nbytes=BATCH_NBYTES,
-    Py_ssize_t max_count=BATCH_COUNT,
-) -> int:
-    """Pack payloads from ``payloads[start]`` on into one frame and send it without waiting.
-
-    Args:
-        payloads: A list of bytes-like objects; each is copied once, into the frame.
-        max_nbytes, max_count: Where to end the batch. It holds at least one payload.
-
-    Returns:
-        How many payloads were sent; 0 when the socket would block.
-
-    Raises:
-        TransportError, BufferError: As ``send_message``.
-    """
-    cdef void *handle = handle_of(socket)
-    cdef uint64_t data_nbytes
-    cdef Py_ssize_t count
-    cdef Outgoing outgoing
-    check_batch(payloads, start, max_count)
     count = count_batch(payloads, start, max_nbytes, max_count, &data_nbytes)
-    outgoing = new_outgoing(2)
-    if routing_id is not None:
-        outgoing.add_copy(PyBytes_AS_STRING(routing_id), PyBytes_GET_SIZE(routing_id))
-    fill_batch(
-        <uint8_t *>zf_zmq_msg_data(
-            outgoing.add_sized(aligned(HEADER + 4 * (count + 1), 8) + data_nbytes)
-        ),
-        payloads, start, count, data_nbytes, kind, request_id,
-    )
-    return count if outgoing.send(handle) else 0
+    return count, data_nbytes
 
 
 # ---- what peers may send each other --------------------------------------------------------
@@ -1098,7 +1070,7 @@ cdef class Credit:
     cdef public uint64_t used
     cdef public uint64_t limit
 
-    cpdef bint allows(self, uint64_t cost):
+    def allows(self, uint64_t cost) -> bool:
         """Whether a message of this cost may be sent now."""
         return self.used + cost <= self.limit
 
@@ -1133,41 +1105,31 @@ cdef class Account:
         self.counts_bytes = window_nbytes is not None
         self.window_nbytes = window_nbytes or 0
 
-    cpdef bint may_send(self, uint64_t nbytes):
+    def may_send(self, uint64_t nbytes) -> bool:
         """Whether the peer has room for a message with so many bytes of payload."""
-        return not self.counts_bytes or self.credit.allows(nbytes + COST)
+        return has_room(self, nbytes)
 
-    cpdef count_sent(self, uint64_t nbytes):
+    def count_sent(self, uint64_t nbytes) -> None:
         """A value or batch went out; it told the peer what was read."""
-        self.sent += 1
-        self.received_acknowledged = self.received
-        if self.counts_bytes:
-            self.credit.used += nbytes + COST
+        count_sent(self, nbytes)
 
-    cpdef take_acknowledgement(self, uint64_t count, uint64_t limit):
+    def take_acknowledgement(self, uint64_t count, uint64_t limit) -> None:
         """The peer has read ``count`` messages and lets us send up to ``limit``."""
         self.acknowledged = max(self.acknowledged, count)
         self.credit.limit = max(self.credit.limit, limit)
 
-    cpdef count_arrived(self, uint64_t nbytes):
+    def count_arrived(self, uint64_t nbytes) -> None:
         """A message is here. Raises ProtocolError if it is more than the peer may send."""
-        if self.counts_bytes:
-            self.arrived += nbytes + COST
-            if self.arrived > self.granted:
-                raise ProtocolError(
-                    f"the peer sent {self.arrived} bytes, {self.granted} were granted",
-                    hint="the message was dropped",
-                )
+        count_arrived(self, nbytes)
 
-    cpdef count_consumed(self, uint64_t nbytes):
+    def count_consumed(self, uint64_t nbytes) -> None:
         """A message that was here has been read, or copied to where it belongs, or dropped."""
-        if self.counts_bytes:
-            self.consumed += nbytes + COST
+        count_consumed(self, nbytes)
 
-    cpdef take(self, uint64_t count, uint64_t nbytes):
+    def take(self, uint64_t count, uint64_t nbytes) -> None:
         """A value or batch is here; with it the peer said that it has read ``count`` messages."""
         self.acknowledged = max(self.acknowledged, count)
-        self.count_arrived(nbytes)
+        count_arrived(self, nbytes)
 
     cdef inline bint grant_due(self) noexcept:
         return self.counts_bytes and (
@@ -1209,6 +1171,35 @@ cdef class Account:
         self.granted = limit
 
 
+# Functions, since a subclass could stand before a method: the quick way looks nothing up.
+
+cdef inline bint has_room(Account peer, uint64_t nbytes) noexcept:
+    return not peer.counts_bytes or peer.credit.used + nbytes + COST <= peer.credit.limit
+
+
+cdef inline void count_sent(Account peer, uint64_t nbytes) noexcept:
+    peer.sent += 1
+    peer.received_acknowledged = peer.received
+    if peer.counts_bytes:
+        peer.credit.used += nbytes + COST
+
+
+cdef inline int count_arrived(Account peer, uint64_t nbytes) except -1:
+    if peer.counts_bytes:
+        peer.arrived += nbytes + COST
+        if peer.arrived > peer.granted:
+            raise ProtocolError(
+                f"the peer sent {peer.arrived} bytes, {peer.granted} were granted",
+                hint="the message was dropped",
+            )
+    return 0
+
+
+cdef inline void count_consumed(Account peer, uint64_t nbytes) noexcept:
+    if peer.counts_bytes:
+        peer.consumed += nbytes + COST
+
+
 cpdef bint send_value(
     Socket socket, Account peer, int kind, bytes body
 ) except -1:
@@ -1225,7 +1216,7 @@ cpdef bint send_value(
     cdef Py_ssize_t n = 0, sent = 0, i
     cdef size_t nbytes = PyBytes_GET_SIZE(body)
     cdef uint8_t *head
-    if not peer.may_send(nbytes):
+    if not has_room(peer, nbytes):
         return False
     try:
         if peer.routing_id is not None:
@@ -1244,7 +1235,50 @@ cpdef bint send_value(
     finally:
         for i in range(sent, n):
             zf_zmq_msg_close(&frames[i])
-    peer.count_sent(nbytes)
+    count_sent(peer, nbytes)
+    return True
+
+
+def send_batch(
+    Socket socket not None,
+    Account peer not None,
+    int kind,
+    list payloads not None,
+    Py_ssize_t start,
+    Py_ssize_t count,
+    uint64_t nbytes,
+) -> bool:
+    """Pack payloads into one frame and send it to ``peer``, if it has room, counted as one value.
+
+    Args:
+        payloads: A list of bytes-like objects; each is copied once, into the frame.
+        start, count, nbytes: Which of them, and their bytes, as ``plan_batch`` said.
+
+    Returns:
+        False when the peer's credit is used up or the socket would block; nothing was sent then.
+
+    Raises:
+        TransportError: As ``send_message``.
+        BufferError: The payloads are others than those that were planned.
+    """
+    cdef void *handle = handle_of(socket)
+    cdef Outgoing outgoing
+    if not has_room(peer, nbytes):
+        return False
+    if start < 0 or count < 0 or start + count > len(payloads):
+        raise BufferError("the list of payloads became shorter while it was sent")
+    outgoing = new_outgoing(2)
+    if peer.routing_id is not None:
+        outgoing.add_copy(PyBytes_AS_STRING(peer.routing_id), PyBytes_GET_SIZE(peer.routing_id))
+    fill_batch(
+        <uint8_t *>zf_zmq_msg_data(
+            outgoing.add_sized(aligned(HEADER + 4 * (count + 1), 8) + nbytes)
+        ),
+        payloads, start, count, nbytes, kind, peer.received,
+    )
+    if not outgoing.send(handle):
+        return False
+    count_sent(peer, nbytes)
     return True
 
 
@@ -1281,6 +1315,7 @@ cdef Message small_message(zmq_msg_t *frame):
     message.flags = header.flags
     message.request_id = header.request_id
     message.nbytes = header.body_nbytes
+    message.source_fd = -1 if header.body_nbytes else zf_zmq_msg_get(frame, ZMQ_SRCFD)
     message.body = PyBytes_FromStringAndSize(<const char *>data + HEADER, header.body_nbytes)
     message.buffers = []
     return message
@@ -1382,6 +1417,8 @@ def poll(
 
 # ---- the quick way -------------------------------------------------------------------------
 
+NOTHING = object()
+
 cdef enum:
     # Shorter time-outs do without: a waiting receive may take the socket's whole time-out.
     QUICK_MIN_MS = 100
@@ -1421,18 +1458,29 @@ cdef bint may_take_long(object timeout) except -1:
     return False
 
 
+cdef inline double now_s() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
 @cython.final
 cdef class Turn:
     """A link's socket, for one thread at a time.
 
     The user's thread comes by `enter`; a background thread may come between two calls, by
     `try_between`, and is waited for.
+
+    Attributes:
+        fresh: What was last seen of the peers is good enough to send something.
     """
 
     cdef PyThread_type_lock io
     cdef bint in_use
+    cdef double fresh_until
 
     def __cinit__(self):
+        self.fresh_until = 0
         self.io = PyThread_allocate_lock()
         if self.io is NULL:
             raise MemoryError
@@ -1470,36 +1518,51 @@ cdef class Turn:
         """Let the next call begin."""
         PyThread_release_lock(self.io)
 
+    @property
+    def fresh(self) -> bool:
+        return self.is_fresh()
+
+    cdef inline bint is_fresh(self) noexcept:
+        return now_s() < self.fresh_until
+
+    def stay_fresh(self, double seconds) -> None:
+        """The peers were seen just now."""
+        self.fresh_until = now_s() + seconds
+
 
 @cython.final
 cdef class Lane:
     """The quick way through a link for a lone message, in one call, while nothing else is to do.
 
     Every function says by its result when it did nothing because something else is to be done
-    first – a stream to be sent, peers to be looked at, a message in the queue – or because it does
-    not know the value. Then the link's own way is right, and raises what there is to raise.
+    first – a stream to be sent, a message in the queue – or because it does not know the value.
+    Then the link's own way is right, and raises what there is to raise.
 
     Args:
         socket: Its ``RCVTIMEO`` bounds what `recv` may wait.
+        routed: It is a ROUTER.
         peers: The link's peers, by routing id.
         inbox: Its ``queue`` is what came and was not taken yet; ``put`` takes what is no value.
         outbox: ``idle`` says that it has nothing to send; ``acknowledge`` tells a peer.
         turn: Who may use the socket.
-
-    Attributes:
-        fresh_until: Until when, on ``time.monotonic``'s clock, what is known of the peers is good.
+        value_kind, batch_kind: The messages that `recv` knows.
+        look: Called before a message is sent when what is known of the peers is not fresh.
+        decode: Called with a message and ``copy``: its value.
+        acknowledge_later: Called when a peer should be told soon of what was read, once until
+            ``reminded`` is cleared.
     """
 
     cdef Socket socket
     cdef bint routed
     cdef dict peers
-    cdef object queue, inbox, outbox, dumps
+    cdef object queue, inbox, outbox, look, decode, acknowledge_later, dumps
     cdef Turn turn
-    cdef public double fresh_until
+    cdef int value_kind, batch_kind
+    cdef public bint reminded
 
     def __init__(
         self, Socket socket not None, bint routed, dict peers not None, inbox, outbox,
-        Turn turn not None,
+        Turn turn not None, *, int value_kind, int batch_kind, look, decode, acknowledge_later,
     ):
         self.socket = socket
         self.routed = routed
@@ -1508,58 +1571,86 @@ cdef class Lane:
         self.inbox = inbox
         self.outbox = outbox
         self.turn = turn
+        self.value_kind = value_kind
+        self.batch_kind = batch_kind
+        self.look = look
+        self.decode = decode
+        self.acknowledge_later = acknowledge_later
         self.dumps = dumps
 
     cdef Account only_peer(self):
-        if len(self.peers) == 1:
-            for peer in self.peers.values():
-                return <Account?>peer
+        cdef Py_ssize_t position = 0
+        cdef PyObject *peer = NULL
+        if len(self.peers) == 1 and PyDict_Next(self.peers, &position, NULL, &peer):
+            return <Account?><object>peer
         return None
 
     cdef int count(self, Account peer, uint64_t acknowledged, uint64_t nbytes) except -1:
-        peer.take(acknowledged, nbytes)
-        peer.count_consumed(nbytes)
+        peer.acknowledged = max(peer.acknowledged, acknowledged)
+        count_arrived(peer, nbytes)
+        count_consumed(peer, nbytes)
         peer.received += 1
         if peer.urgent():
             self.outbox.acknowledge(peer)
+        if not self.reminded and peer.due():
+            self.reminded = True
+            self.acknowledge_later()
         return 0
 
-    def send(self, int kind, value, timeout) -> bool:
-        """Send a small plain value to the only peer, if there is room. False: nothing was done."""
+    def send(self, value, timeout) -> bool:
+        """Send a small plain value to the only peer, if there is room. False: nothing was sent.
+
+        Raises:
+            ChannelClosedError: The peer has gone.
+        """
         cdef Account peer
-        if self.socket._closed or not self.outbox.idle or not may_take_long(timeout):
+        if self.socket._closed or not may_take_long(timeout) or not pickles_plainly(value):
             return False
-        if not pickles_plainly(value) or not self.turn.try_enter():
+        if not self.turn.try_enter():
             return False
         try:
-            peer = self.only_peer()
-            if peer is None or peer.gone or monotonic() >= self.fresh_until:
+            if not self.outbox.idle:
                 return False
-            return send_value(self.socket, peer, kind, self.dumps(value, 5))
+            if not self.turn.is_fresh():
+                self.look()
+            peer = self.only_peer()
+            if peer is None or peer.gone or not self.turn.is_fresh():
+                return False
+            return send_value(self.socket, peer, self.value_kind, self.dumps(value, 5))
         except TransportError:
             return False  # the link's own way finds out which, and what to do
         finally:
             self.turn.leave()
 
-    def recv(self, int kind, int batch_kind, timeout):
-        """The next value or batch, counted as read; None if there is no such, or not yet.
+    def recv(self, timeout, copy=False):
+        """The next value, or a batch, counted as read; `NOTHING` if there is none yet.
 
-        Args:
-            kind: Of values; 0 if only a batch is wanted.
+        Raises:
+            ProtocolError: That is what came.
+            CodecError: A value came that cannot be decoded here.
+        """
+        content = self.take(self.value_kind, timeout)
+        if content is None:
+            return NOTHING
+        return content if type(content) is Batch else self.decode(content, copy)
+
+    def recv_batch(self, timeout) -> Batch | None:
+        """The next batch, counted as read; None if there is none yet, or a value comes first.
 
         Raises:
             ProtocolError: That is what came.
         """
+        return self.take(-1, timeout)
+
+    cdef object take(self, int kind, timeout):
         cdef Account peer
         cdef Message message
         cdef Batch batch
         cdef int flags = ZMQ_DONTWAIT
-        if self.socket._closed or not self.outbox.idle or not may_take_long(timeout):
-            return None
-        if not self.turn.try_enter():
+        if self.socket._closed or not may_take_long(timeout) or not self.turn.try_enter():
             return None
         try:
-            if len(self.queue):
+            if not self.outbox.idle or len(self.queue):
                 return None
             peer = self.only_peer()
             if peer is not None and not peer.gone and not peer.due():
@@ -1576,7 +1667,7 @@ cdef class Lane:
             else:
                 batch = <Batch>content
                 peer = self.peers.get(batch.routing_id)
-                if peer is not None and batch.kind == batch_kind:
+                if peer is not None and batch.kind == self.batch_kind:
                     self.count(peer, batch.request_id, batch.nbytes)
                     return batch
             self.inbox.put(content)

@@ -19,7 +19,6 @@ from zfast.transport.batch_writer import (
     BatchWriter,
 )
 from zfast.transport.delivery import Delivery
-from zfast.transport.inbox import Content
 from zfast.transport.incoming_streams import StreamedValue
 from zfast.transport.link import Link
 from zfast.transport.link_options import DEFAULT_HWM, DEFAULT_WINDOW_NBYTES, LinkOptions
@@ -51,9 +50,8 @@ class Channel:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._use = LinkUse(link)
-        self._lane = link.lane
+        self._lane = link.open_lane(_decoded, self._remember)
         self._writers: list[BatchWriter] = []
-        self._is_remembered = False
 
     @classmethod
     def bind(
@@ -140,7 +138,7 @@ class Channel:
             TransportError: The peer refused the value; the message says why.
             ChannelClosedError: The channel is closed, or the peer has gone.
         """
-        if to is None and not self._writers and self._lane.send(Kind.VALUE, value, timeout):
+        if to is None and not self._writers and self._lane.send(value, timeout):
             return
         deadline = Deadline(timeout)
         payload = encode(value)
@@ -327,24 +325,15 @@ class Channel:
             CodecError: A value came that cannot be decoded here; it is dropped.
             ChannelClosedError: The peer has closed and nothing is left (connected side).
         """
-        content: Content | None = None
         if not self._writers:
-            content = self._lane.recv(Kind.VALUE, Kind.BATCH, timeout)
-        if content is None:
-            deadline = Deadline(timeout)
-            with self._flushed(deadline) as link:
-                content = link.receive(deadline)
+            value = self._lane.recv(timeout, copy)
+            if value is not _core.NOTHING:
+                return value
+        deadline = Deadline(timeout)
+        with self._flushed(deadline) as link:
+            content = link.receive(deadline)
         self._acknowledge_in_a_while()
-        if isinstance(content, _core.Batch):
-            return content
-        if isinstance(content, _core.Message):
-            if not content.buffers:
-                return decode_header(bytes(content.body))
-            return decode(Payload(bytes(content.body), content.buffers), copy=copy)
-        header, *buffers = content.buffers
-        if not copy:
-            buffers = [buffer.toreadonly() for buffer in buffers]
-        return decode(Payload(bytes(header), buffers), own=copy)
+        return content if isinstance(content, _core.Batch) else _decoded(content, copy)
 
     def recv_many(self, *, timeout: float | None = None) -> _core.Batch:
         """Receive the next batch: a sequence of read-only views over one buffer, with its arrays.
@@ -353,19 +342,18 @@ class Channel:
             ConfigError: The next message is a single value; ``recv`` will give it.
             RecvTimeoutError, ProtocolError, ChannelClosedError: As ``recv``.
         """
-        content: Content | None = None
         if not self._writers:
-            content = self._lane.recv(0, Kind.BATCH, timeout)
-        if content is None:
-            deadline = Deadline(timeout)
-            with self._flushed(deadline) as link:
-                link.wait(deadline)
-                if not isinstance(link.queue[0].content, (_core.Message, StreamedValue)):
-                    content = link.receive(deadline)
-        if content is not None:
-            self._acknowledge_in_a_while()
-            assert isinstance(content, _core.Batch)
-            return content
+            batch = self._lane.recv_batch(timeout)
+            if batch is not None:
+                return batch
+        deadline = Deadline(timeout)
+        with self._flushed(deadline) as link:
+            link.wait(deadline)
+            if not isinstance(link.queue[0].content, (_core.Message, StreamedValue)):
+                content = link.receive(deadline)
+                self._acknowledge_in_a_while()
+                assert isinstance(content, _core.Batch)
+                return content
         raise ConfigError(
             f"{self.endpoint}: the next message is a value, not a batch",
             hint="take it with recv()",
@@ -428,13 +416,16 @@ class Channel:
         return self._use
 
     def _acknowledge_in_a_while(self) -> None:
-        if not self._is_remembered and self._link.owes:
-            self._is_remembered = True
-            acknowledger.remember(self)
+        if not self._lane.reminded and self._link.owes:
+            self._lane.reminded = True
+            self._remember()
+
+    def _remember(self) -> None:
+        acknowledger.remember(self)
 
     def acknowledge_late(self) -> None:
         """Acknowledge what was read, if no call of this channel is about to; never blocks."""
-        self._is_remembered = False
+        self._lane.reminded = False
         if not self._use.try_between():
             return
         try:
@@ -446,6 +437,17 @@ class Channel:
             pass  # the next call of the channel says so
         finally:
             self._use.end_between()
+
+
+def _decoded(content: _core.Message | StreamedValue, copy: bool) -> Any:
+    if isinstance(content, _core.Message):
+        if not content.buffers:
+            return decode_header(bytes(content.body))
+        return decode(Payload(bytes(content.body), content.buffers), copy=copy)
+    header, *buffers = content.buffers
+    if not copy:
+        buffers = [buffer.toreadonly() for buffer in buffers]
+    return decode(Payload(bytes(header), buffers), own=copy)
 
 
 def _options(

@@ -25,3 +25,4 @@ typedef struct zmq_pollitem_t {
 #define ZMQ_POLLOUT 2
 #define ZMQ_DONTWAIT 1
 #define ZMQ_SNDMORE 2
+#define ZMQ_SRCFD 2

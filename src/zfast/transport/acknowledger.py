@@ -14,7 +14,7 @@ from collections import deque
 from typing import Protocol
 
 #: How long an acknowledgement may wait for a message to ride on.
-DELAY_S = 0.005
+DELAY_S = 0.02
 
 
 class Owing(Protocol):

@@ -6,6 +6,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zfast import _core
+from zfast.transport.send_buffer import widen_send_buffer
 
 
 class ConnectionMonitor:
@@ -21,13 +22,17 @@ class ConnectionMonitor:
         self._monitored = monitored
         self.connected = False
         self.lost = False
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self.socket = monitored.get_monitor_socket(events)
 
     def read(self) -> None:
         """Take what news there is; the attributes change by this alone."""
         while not self.lost and _core.poll(self.socket, _core.POLLIN, 0):
-            event = recv_monitor_message(self.socket)["event"]
+            message = recv_monitor_message(self.socket)
+            event = message["event"]
+            if event == zmq.EVENT_CONNECTED:
+                widen_send_buffer(message["value"])
+                continue
             self.lost = event == zmq.EVENT_DISCONNECTED and self.connected
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 

@@ -12,6 +12,7 @@ from zfast.transport.link_options import LinkOptions
 from zfast.transport.outbox import LIMIT, Outbox
 from zfast.transport.peer import Kind, Peer
 from zfast.transport.port import Port
+from zfast.transport.send_buffer import widen_send_buffer
 from zfast.transport.streams import StreamKind
 
 #: Errors of peers that are kept for ``recv`` to raise; more are dropped.
@@ -144,7 +145,9 @@ class Inbox:
             peer.take_acknowledgement(message.request_id, LIMIT.unpack(message.body)[0])
         elif kind == Kind.GOODBYE:
             self._outbox.lose(peer)
-        elif kind != Kind.HELLO:
+        elif kind == Kind.HELLO:
+            widen_send_buffer(message.source_fd)
+        else:
             raise ProtocolError(
                 f"{self._port.endpoint}: a message of unknown kind {message.kind}", offset=5
             )

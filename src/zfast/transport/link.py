@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from time import monotonic
+from typing import Any
 
 from zfast import _core
 from zfast.deadline import Deadline
@@ -29,9 +29,9 @@ from zfast.transport.outgoing_streams import OutgoingStream
 from zfast.transport.peer import Kind, Peer
 from zfast.transport.port import PATIENCE_S, Port
 
-#: How old what is known of the peers may be when a message is sent without a look: each look is a
-#: system call or more.
-FRESH_S = 0.002
+#: How old what is known of the peers may be when a message is sent without a look: each look is
+#: some system calls. What is sent to a peer that has gone meanwhile counts as not received.
+FRESH_S = 0.01
 #: How often a wait looks again at what no poll reports, such as room at one peer of a ROUTER.
 LOOK_AGAIN_S = 0.02
 #: The same while a stream waits for room.
@@ -49,7 +49,6 @@ class Link:
         peers: By routing id; a DEALER's only one under None.
         queue: What came and was not taken yet, see ``Inbox``.
         turn: For the caller: who may use the link now.
-        lane: The quick way for lone messages; it takes its turn by itself.
     """
 
     def __init__(self, url: str, *, bound: bool, options: LinkOptions) -> None:
@@ -63,12 +62,27 @@ class Link:
         self.queue = self._inbox.queue
         self.acknowledge_all = self._outbox.acknowledge_all
         self.turn = _core.Turn()
-        self.lane = _core.Lane(
-            self._port.socket, bound, self.peers, self._inbox, self._outbox, self.turn
-        )
         self._checksum = options.checksum
         if not bound:
             self._outbox.tell(self.peers[None], Kind.HELLO)
+
+    def open_lane(
+        self, decode: Callable[[_core.Message, bool], Any], acknowledge_later: Callable[[], None]
+    ) -> _core.Lane:
+        """The quick way for lone messages; it takes its turn by itself."""
+        return _core.Lane(
+            self._port.socket,
+            self.bound,
+            self.peers,
+            self._inbox,
+            self._outbox,
+            self.turn,
+            value_kind=Kind.VALUE,
+            batch_kind=Kind.BATCH,
+            look=self._look,
+            decode=decode,
+            acknowledge_later=acknowledge_later,
+        )
 
     @property
     def closed(self) -> bool:
@@ -150,19 +164,9 @@ class Link:
         """Send ``count`` payloads, ``nbytes`` in all, as one batch, waiting for room."""
 
         def attempt() -> bool:
-            sent = _core.send_batch(
-                self._port.socket,
-                payloads,
-                start,
-                kind=Kind.BATCH,
-                request_id=peer.received,
-                routing_id=peer.routing_id,
-                max_count=count,
-                max_nbytes=nbytes,
+            return _core.send_batch(
+                self._port.socket, peer, Kind.BATCH, payloads, start, count, nbytes
             )
-            if sent:
-                peer.count_sent(nbytes)
-            return bool(sent)
 
         progress = f"{start} of {len(payloads)} payloads were sent"
         self._send(peer, attempt, nbytes, deadline, progress)
@@ -175,21 +179,30 @@ class Link:
         deadline: Deadline,
         progress: str = "",
     ) -> None:
+        is_fresh = self.turn.fresh and self._outbox.idle
         while True:
-            self._inbox.take()
-            self._raise_if_gone()
-            self._outbox.pump()
+            if not is_fresh:
+                self._look()
             may_send = peer.may_send(nbytes) and self._port.connected
             if may_send and self._try(peer, attempt):
-                if not self.shares_memory:  # over inproc a look costs little
-                    self.lane.fresh_until = monotonic() + FRESH_S
                 return
+            if is_fresh:
+                is_fresh = False
+                continue
             if deadline.expired:
                 raise self._nobody_took_it(deadline, progress)
             # An unconnected DEALER has room, a ROUTER cannot be polled for room at one peer.
             waits_for_room = may_send and not self.bound
             events = _core.POLLIN | (_core.POLLOUT if waits_for_room else 0)
             self._port.poll(events, deadline.left(LOOK_AGAIN_S if self.bound else None))
+
+    def _look(self) -> None:
+        """Take what has come, see whether the peer is there, send what streams may send."""
+        self._inbox.take()
+        self._raise_if_gone()
+        self._outbox.pump()
+        if self._port.connected:
+            self.turn.stay_fresh(FRESH_S)
 
     def _try(self, peer: Peer, attempt: Callable[[], bool]) -> bool:
         try:
