@@ -10,6 +10,7 @@ POLLIN: int
 POLLOUT: int
 WIRE_VERSION: int
 FLAG_BATCH: int
+FLAG_BYTES: int
 INLINE_MAX_NBYTES: int
 MESSAGE_COST: int
 
@@ -129,7 +130,9 @@ class Account:
     def next_limit(self) -> int: ...
     def acknowledged_up_to(self, received: int, limit: int) -> None: ...
 
-def send_value(socket: zmq.Socket[Any], peer: Account, kind: int, body: bytes) -> bool: ...
+def send_value(
+    socket: zmq.Socket[Any], peer: Account, kind: int, body: bytes, flags: int = 0
+) -> bool: ...
 def send_batch(
     socket: zmq.Socket[Any],
     peer: Account,

@@ -54,7 +54,7 @@ from cpython.pythread cimport (
 )
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from zmq cimport Socket
@@ -90,6 +90,7 @@ cdef extern from "_libzmq.h" nogil:
     int zf_zmq_msg_init_data(zmq_msg_t *, void *, size_t, zf_free_fn *, void *)
     int zf_zmq_msg_send(zmq_msg_t *, void *, int)
     int zf_zmq_msg_recv(zmq_msg_t *, void *, int)
+    int zf_zmq_msg_move(zmq_msg_t *, zmq_msg_t *)
     int zf_zmq_msg_close(zmq_msg_t *)
     void *zf_zmq_msg_data(zmq_msg_t *)
     size_t zf_zmq_msg_size(const zmq_msg_t *)
@@ -174,6 +175,7 @@ cdef enum:
     ALIGN = 64
     VERSION = 2
     BATCH_FLAG = 1
+    BYTES_FLAG = 8
     BUFFERS_LIMIT = 1 << 20
     INLINE_MAX = 64 * 1024
     INLINE_TOTAL_MAX = 1024 * 1024
@@ -194,6 +196,7 @@ cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
 
 WIRE_VERSION = VERSION
 FLAG_BATCH = BATCH_FLAG
+FLAG_BYTES = BYTES_FLAG
 INLINE_MAX_NBYTES = INLINE_MAX
 MESSAGE_COST = COST
 
@@ -1201,7 +1204,7 @@ cdef inline void count_consumed(Account peer, uint64_t nbytes) noexcept:
 
 
 cpdef bint send_value(
-    Socket socket, Account peer, int kind, bytes body
+    Socket socket, Account peer, int kind, bytes body, int flags=0
 ) except -1:
     """Send a message without buffers to ``peer``, if it has room, and count it as one value.
 
@@ -1228,7 +1231,7 @@ cpdef bint send_value(
             )
         n += init_frame(&frames[n], HEADER + nbytes)
         head = <uint8_t *>zf_zmq_msg_data(&frames[n - 1])
-        write_header(head, kind, 0, peer.received, 0, nbytes)
+        write_header(head, kind, flags, peer.received, 0, nbytes)
         memcpy(head + HEADER, PyBytes_AS_STRING(body), nbytes)
         if not send_frames(handle, frames, n, &sent):
             return False
@@ -1341,7 +1344,13 @@ def recv(Socket socket not None, *, bint routed=False, bint wait=False):
     return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT)
 
 
-cdef object recv_any(void *handle, bint routed, int flags):
+cdef object recv_any(void *handle, bint routed, int flags, Account likely=None):
+    """See `recv`.
+
+    Args:
+        likely: The peer whose routing id it probably is.
+    """
+    cdef zmq_msg_t received
     cdef bint more = True
     cdef Frame frame
     cdef list views = []
@@ -1349,21 +1358,26 @@ cdef object recv_any(void *handle, bint routed, int flags):
     cdef Message message
     cdef Batch batch
     zf_drain()
+    zf_zmq_msg_init(&received)
     try:
-        while more:
-            frame = Frame.__new__(Frame)
-            if not recv_frame(handle, &frame.message, flags):
+        if routed:
+            if not recv_frame(handle, &received, flags):
                 return None
+            routing_id = routing_id_in(&received, likely)
+            more = zf_zmq_msg_more(&received) != 0
             flags = ZMQ_DONTWAIT  # a message comes whole
-            more = zf_zmq_msg_more(&frame.message) != 0
-            if routed and routing_id is None:
-                routing_id = frame.tobytes()
-                continue
+        while more:
+            if not recv_frame(handle, &received, flags):
+                return None
+            flags = ZMQ_DONTWAIT
+            more = zf_zmq_msg_more(&received) != 0
             if not more and not views:
-                message = small_message(&frame.message)
+                message = small_message(&received)
                 if message is not None:
                     message.routing_id = routing_id
                     return message
+            frame = Frame.__new__(Frame)
+            zf_zmq_msg_move(&frame.message, &received)
             views.append(PyMemoryView_FromObject(frame))
         if len(views) == 1 and len(views[0]) >= HEADER and views[0][6] & BATCH_FLAG:
             batch = decode_batch_view(views[0])
@@ -1375,6 +1389,20 @@ cdef object recv_any(void *handle, bint routed, int flags):
     except ProtocolError as error:
         error.routing_id = routing_id
         raise
+    finally:
+        zf_zmq_msg_close(&received)
+
+
+cdef bytes routing_id_in(zmq_msg_t *frame, Account likely):
+    cdef const char *data = <const char *>zf_zmq_msg_data(frame)
+    cdef size_t nbytes = zf_zmq_msg_size(frame)
+    if likely is not None and likely.routing_id is not None:
+        if (
+            <size_t>PyBytes_GET_SIZE(likely.routing_id) == nbytes
+            and memcmp(PyBytes_AS_STRING(likely.routing_id), data, nbytes) == 0
+        ):
+            return likely.routing_id
+    return PyBytes_FromStringAndSize(data, nbytes)
 
 
 def poll(
@@ -1616,6 +1644,8 @@ cdef class Lane:
             peer = self.only_peer()
             if peer is None or peer.gone or not self.turn.is_fresh():
                 return False
+            if type(value) is bytes:
+                return send_value(self.socket, peer, self.value_kind, <bytes>value, BYTES_FLAG)
             return send_value(self.socket, peer, self.value_kind, self.dumps(value, 5))
         except TransportError:
             return False  # the link's own way finds out which, and what to do
@@ -1632,7 +1662,11 @@ cdef class Lane:
         content = self.take(self.value_kind, timeout)
         if content is None:
             return NOTHING
-        return content if type(content) is Batch else self.decode(content, copy)
+        if type(content) is Batch:
+            return content
+        if (<Message>content).flags & BYTES_FLAG and type((<Message>content).body) is bytes:
+            return (<Message>content).body
+        return self.decode(content, copy)
 
     def recv_batch(self, timeout) -> Batch | None:
         """The next batch, counted as read; None if there is none yet, or a value comes first.
@@ -1655,7 +1689,7 @@ cdef class Lane:
             peer = self.only_peer()
             if peer is not None and not peer.gone and not peer.due():
                 flags = 0  # nobody need be told anything before a wait
-            content = recv_any(handle_of(self.socket), self.routed, flags)
+            content = recv_any(handle_of(self.socket), self.routed, flags, peer)
             if content is None:
                 return None
             if type(content) is Message:

@@ -27,6 +27,7 @@ typedef void(zf_free_fn)(void *data, void *hint);
     (m, d, n, f, h))                                                                          \
   X(int, zmq_msg_send, (zmq_msg_t * m, void *s, int flags), (m, s, flags))                    \
   X(int, zmq_msg_recv, (zmq_msg_t * m, void *s, int flags), (m, s, flags))                    \
+  X(int, zmq_msg_move, (zmq_msg_t * to, zmq_msg_t * from), (to, from))                        \
   X(int, zmq_msg_close, (zmq_msg_t * m), (m))                                                 \
   X(void *, zmq_msg_data, (zmq_msg_t * m), (m))                                               \
   X(size_t, zmq_msg_size, (const zmq_msg_t *m), (m))                                          \

@@ -441,6 +441,8 @@ class Channel:
 
 def _decoded(content: _core.Message | StreamedValue, copy: bool) -> Any:
     if isinstance(content, _core.Message):
+        if content.flags & _core.FLAG_BYTES:
+            return bytes(content.body)
         if not content.buffers:
             return decode_header(bytes(content.body))
         return decode(Payload(bytes(content.body), content.buffers), copy=copy)
