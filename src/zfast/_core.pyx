@@ -120,6 +120,7 @@ cdef extern from "_pool.h" nogil:
     void zf_pool_limit(size_t)
     void zf_pool_stats(size_t *, size_t *, uint64_t *, uint64_t *)
     int64_t zf_now_ms()
+    void zf_copy_past_cache(char *, const char *, size_t)
     void zf_keep_heap_warm(size_t)
 
 
@@ -192,6 +193,8 @@ cdef enum:
     PREFETCH = 8
     # A busy receiver acknowledges at least every so many messages.
     ACKNOWLEDGE_EVERY = 64
+    # Streams that are larger than what stays in a processor's cache until somebody reads it.
+    PAST_CACHE_MIN = 16 * 1024 * 1024
     # How long chunks may follow each other before the link looks at what else there is to do.
     PATIENCE_MS = 5
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
@@ -1776,7 +1779,10 @@ cdef int land(void *handle, zmq_msg_t *frame, Landing landing) except -1:
                     frame_index=frame_index, offset=HEADER + 8 * i,
                 )
             with nogil:
-                memcpy(out, zf_zmq_msg_data(&piece), length)
+                if landing.nbytes >= PAST_CACHE_MIN:
+                    zf_copy_past_cache(out, <const char *>zf_zmq_msg_data(&piece), length)
+                else:
+                    memcpy(out, zf_zmq_msg_data(&piece), length)
         if more:
             raise ProtocolError("frames left over", frame_index=frame_index + 1)
     finally:
