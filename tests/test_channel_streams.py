@@ -482,6 +482,12 @@ def test_bad_chunks_of_a_stranger_are_errors_and_its_memory_is_free_again(ipc):
             send_raw(stranger, StreamKind.CHUNK, stream_id, offset(MB), [chunk])  # ignored
             with pytest.raises(ProtocolError, match=message):
                 rx.recv(timeout=60)
+        send_raw(stranger, StreamKind.OPEN, 10, struct.pack("<2Q", MB, MB))
+        torn = struct.pack("<4sBBHQQQQQ", b"ZFST", 2, 7, 0, 10, 1, 8, MB, 0)
+        stranger.send_multipart([torn, chunk[1:]])
+        with pytest.raises(ProtocolError, match="frame 1 has 999999 bytes"):
+            rx.recv(timeout=60)
+        send_raw(stranger, StreamKind.CANCEL, 10)
         send_raw(stranger, StreamKind.CHUNK, 99, offset(0), [chunk])
         with pytest.raises(ProtocolError, match="not open"):
             rx.recv(timeout=60)

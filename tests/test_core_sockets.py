@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import signal
+import struct
 import threading
 import time
 import weakref
@@ -14,6 +15,8 @@ import weakref
 import numpy as np
 import pytest
 import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zfast import _core
 from zfast.errors import ProtocolError, TransportError
@@ -257,3 +260,209 @@ def test_ten_thousand_messages_leak_nothing(pair):
     # 10,000 leaked frames would be 700 MB.
     assert grown_kib < 16 * 1024
     until(lambda: _core.lent_buffers() == 0)
+
+
+# ---- chunks of streams ---------------------------------------------------------------------
+
+KIB = 1024
+#: Empty, inline, lent, cut in two and in many.
+SIZES = [0, 5, 64 * KIB - 1, 64 * KIB, 0, 300 * KIB, 1, 2500 * KIB, 7, 0]
+
+
+class Stream:
+    """A value on its way between two sockets, without a link."""
+
+    def __init__(self, sizes, *, chunk_nbytes=1024 * KIB, credit=1 << 40, window=None):
+        rng = np.random.default_rng(len(sizes))
+        self.sent = [rng.bytes(size) for size in sizes]
+        self.tracker = _core.SendTracker()
+        buffers = [memoryview(buffer) for buffer in self.sent]
+        self.departure = _core.Departure(7, buffers, self.tracker, chunk_nbytes, 1024)
+        self.landing = _core.Landing(7, struct.pack(f"<{len(sizes)}Q", *sizes))
+        self.landing.allocate()
+        self.sender = _core.Account(None, _core.Credit())
+        self.sender.credit.limit = credit
+        granted = _core.Credit()
+        granted.limit = credit
+        self.receiver = _core.Account(None, granted, window)
+        self.receiver.landings = {7: self.landing}
+        self.peers = {None: self.receiver}
+
+    def receive(self, socket):
+        assert _core.poll(socket, _core.POLLIN, 10)
+        return _core.recv(socket, peers=self.peers)
+
+
+def chunk_header(entries, offset, stream_id=7, body_nbytes=8):
+    head = b"ZFST\x02\x07\0\0" + struct.pack("<QQQ", stream_id, len(entries), body_nbytes)
+    return head + struct.pack(f"<{len(entries)}Q", *entries) + struct.pack("<Q", offset)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, [3], [5000 * KIB], [10] * 3000, [20 * 1024 * KIB]])
+def test_what_departs_lands_in_its_place(pair, sizes):
+    push, pull = pair
+    stream = Stream(sizes)
+    while stream.departure.offset < stream.departure.nbytes:
+        assert stream.departure.send(push, stream.sender, 3)
+        while stream.landing.received < stream.departure.offset:
+            assert stream.receive(pull) is stream.landing
+    assert stream.landing.whole
+    assert [bytes(buffer) for buffer in stream.landing.take()] == stream.sent
+    assert stream.tracker.wait(10)
+
+
+def test_a_departure_sends_the_chunks_that_its_pieces_say(pair):
+    push, pull = pair
+    stream, same = Stream(SIZES), Stream(SIZES)
+    while stream.departure.offset < stream.departure.nbytes:
+        pieces, offset = same.departure.pieces(), same.departure.offset
+        same.departure.advance(sum(map(len, pieces)))
+        assert stream.departure.send(push, stream.sender, 1)
+        assert stream.departure.offset == same.departure.offset
+        message = receive(pull)
+        assert (message.kind, message.flags, message.request_id) == (7, 0, 7)
+        assert struct.unpack("<Q", message.body) == (offset,)
+        assert message.buffers == pieces
+
+
+def test_a_departure_stops_where_credit_or_buffers_end(pair):
+    push, _ = pair
+    cost = 1024 * KIB + _core.MESSAGE_COST
+    stream = Stream([5 * 1024 * KIB], credit=3 * cost - 1)
+    assert stream.departure.send(push, stream.sender, 100)
+    assert stream.departure.offset == 2 * 1024 * KIB
+    assert stream.sender.credit.used == 2 * cost
+    stream.departure.release()
+    stream.sender.credit.limit *= 10
+    assert stream.departure.send(push, stream.sender, 100)
+    assert stream.departure.offset == 2 * 1024 * KIB
+    with pytest.raises(ValueError, match="more went out"):
+        stream.departure.advance(1)
+
+
+def test_a_departure_without_room_sends_nothing(open_socket):
+    push = open_socket(zmq.PUSH)
+    stream = Stream([300 * KIB])
+    assert not stream.departure.send(push, stream.sender, 1)
+    assert stream.departure.offset == stream.sender.credit.used == 0
+
+
+def test_a_landing_comes_back_whenever_its_sender_should_be_granted_more(pair):
+    push, pull = pair
+    window = 16 * 1024 * KIB
+    stream = Stream([9 * 1024 * KIB], credit=window, window=window)
+    stream.departure.send(push, stream.sender, 100)
+    stops = []
+    while not stream.landing.whole:
+        assert stream.receive(pull) is stream.landing
+        if stream.receiver.grant_is_due:
+            stops.append(stream.landing.received)
+            stream.receiver.acknowledged_up_to(0, stream.receiver.next_limit())
+    assert stops == [4 * 1024 * KIB, 8 * 1024 * KIB]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([b"x" * 99_999, b"y" * 100_000], "frame 1 has 99999 bytes, announced 100000"),
+        ([b"x" * 100_000, b"y" * 100_001, b"z"], "frame 2 has 100001 bytes, announced 100000"),
+        ([b"x" * 100_000], "buffer 1 has no frame"),
+        ([b"x" * 100_000, b"y" * 100_000, b"z"], "left over"),
+    ],
+)
+def test_frames_other_than_announced_are_refused_whole(pair, frames, message):
+    push, pull = pair
+    stream = Stream([100_000, 100_000])
+    push.send_multipart([chunk_header([100_000, 100_000], 0), *frames])
+    stream.departure.send(push, stream.sender, 1)
+    with pytest.raises(ProtocolError, match=message):
+        stream.receive(pull)
+    assert stream.landing.received == 0
+    assert stream.receive(pull) is stream.landing
+    assert [bytes(buffer) for buffer in stream.landing.take()] == stream.sent
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        chunk_header([100_000], 1),
+        chunk_header([100_000], 0, stream_id=8),
+        chunk_header([100_000], 100_000),
+    ],
+)
+def test_chunks_of_no_landing_are_left_to_the_caller(pair, header):
+    push, pull = pair
+    stream = Stream([100_000])
+    push.send_multipart([header, b"x" * 100_000])
+    assert stream.receive(pull).kind == 7
+    assert stream.landing.received == 0
+
+
+def test_a_chunk_beyond_what_was_granted_is_left_to_the_caller(pair):
+    push, pull = pair
+    stream = Stream([100_000], credit=100_000, window=100_000)
+    push.send_multipart([chunk_header([100_000], 0), b"x" * 100_000])
+    message = stream.receive(pull)
+    with pytest.raises(ProtocolError, match="were granted"):
+        stream.receiver.count_arrived(message.nbytes - len(message.body))
+    assert stream.landing.received == 0
+
+
+words = st.one_of(
+    st.sampled_from([0, 1, 8, 70_000, (1 << 63) | 10, (1 << 63) | 70_000, 1 << 62, (1 << 64) - 1]),
+    st.integers(0, (1 << 64) - 1),
+)
+
+
+@given(
+    st.lists(words, max_size=5),
+    words,
+    st.sampled_from([7, 7, 7, 8]),
+    st.sampled_from([8, 8, 8, 0, 9, 1 << 40]),
+    st.binary(max_size=200),
+    st.lists(st.sampled_from([0, 1, 10, 70_000]), max_size=4),
+)
+def test_no_header_frame_writes_where_it_should_not(entries, offset, stream_id, body, tail, frames):
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(
+        zmq.PUSH
+    ) as push:
+        pull.bind("inproc://fuzz")
+        push.connect("inproc://fuzz")
+        stream = Stream([10, 70_000, 0, 8])
+        header = chunk_header(entries, offset % 3, stream_id, body) + tail
+        push.send_multipart([header, *(bytes(size) for size in frames)])
+        _core.send_message(push, 1, b"next")
+        seen = []
+        while not seen or seen[-1] != b"next":
+            try:
+                message = stream.receive(pull)
+            except ProtocolError as error:
+                seen.append(error)
+            else:
+                seen.append(getattr(message, "body", message))
+        assert len(seen) <= 2
+        assert stream.landing.received <= stream.landing.nbytes == 70_018
+
+
+def test_a_landing_says_what_is_wrong():
+    landing = _core.Landing(1, struct.pack("<2Q", (1 << 64) - 1, 1))
+    assert landing.nbytes == (1 << 64) - 1
+    with pytest.raises(MemoryError, match="no memory to receive"):
+        landing.allocate()
+    landing = _core.Landing(1, struct.pack("<2Q", 3, 2))
+    with pytest.raises(ProtocolError, match="before it was accepted"):
+        landing.write([b"abc"])
+    landing.allocate()
+    with pytest.raises(ProtocolError, match=r"4 bytes in stream 1, where 3 are left"):
+        landing.write([b"abcd"])
+    with pytest.raises(ProtocolError, match="is empty"):
+        landing.write([b""])
+    landing.write([b"abc", b"d"])
+    with pytest.raises(ProtocolError, match="4 of 5 bytes"):
+        landing.take()
+    with pytest.raises(ProtocolError, match="came twice"):
+        landing.expect(3)
+    landing.write([b"e"])
+    assert [bytes(buffer) for buffer in landing.take()] == [b"abc", b"de"]
+    with pytest.raises(ProtocolError, match="before it was accepted"):
+        landing.write([b"e"])

@@ -120,6 +120,7 @@ cdef extern from "_pool.h" nogil:
     void zf_pool_limit(size_t)
     void zf_pool_stats(size_t *, size_t *, uint64_t *, uint64_t *)
     int64_t zf_now_ms()
+    void zf_copy_past_cache(char *, const char *, size_t)
     void zf_keep_heap_warm(size_t)
 
 
@@ -176,6 +177,7 @@ cdef enum:
     VERSION = 2
     BATCH_FLAG = 1
     BYTES_FLAG = 8
+    CHUNK = 7
     BUFFERS_LIMIT = 1 << 20
     INLINE_MAX = 64 * 1024
     INLINE_TOTAL_MAX = 1024 * 1024
@@ -191,12 +193,17 @@ cdef enum:
     PREFETCH = 8
     # A busy receiver acknowledges at least every so many messages.
     ACKNOWLEDGE_EVERY = 64
+    # Streams that are larger than what stays in a processor's cache until somebody reads it.
+    PAST_CACHE_MIN = 16 * 1024 * 1024
+    # How long chunks may follow each other before the link looks at what else there is to do.
+    PATIENCE_MS = 5
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
 cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
 
 WIRE_VERSION = VERSION
 FLAG_BATCH = BATCH_FLAG
 FLAG_BYTES = BYTES_FLAG
+KIND_CHUNK = CHUNK
 INLINE_MAX_NBYTES = INLINE_MAX
 MESSAGE_COST = COST
 
@@ -809,11 +816,17 @@ cdef class Outgoing:
             memcpy(out, data, nbytes)
         return 0
 
-    cdef int add_lent(self, object buffer, zf_tracker *tracker) except -1:
+    cdef int add_lent(
+        self, object buffer, zf_tracker *tracker, size_t position, size_t nbytes
+    ) except -1:
+        """A frame of ``nbytes`` from ``position`` on; the whole buffer is lent."""
         cdef zf_loan *loan
         zf_lend(buffer, tracker, &loan)
+        if position > zf_loan_nbytes(loan) or nbytes > zf_loan_nbytes(loan) - position:
+            zf_on_release(NULL, loan)
+            raise BufferError("a buffer shrank while it was sent")
         if zf_zmq_msg_init_data(
-            &self.frames[self.n], zf_loan_data(loan), zf_loan_nbytes(loan), zf_on_release, loan
+            &self.frames[self.n], <char *>zf_loan_data(loan) + position, nbytes, zf_on_release, loan
         ) != 0:
             zf_on_release(NULL, loan)
             raise MemoryError("no memory for a frame")
@@ -921,7 +934,7 @@ def send_message(
             elif copy:
                 outgoing.add_copy(view.buf, view.len)
             else:
-                outgoing.add_lent(buffer, raw_tracker)
+                outgoing.add_lent(buffer, raw_tracker, 0, view.len)
         finally:
             PyBuffer_Release(&view)
         memcpy(head + HEADER + 8 * i, &entry, 8)
@@ -1090,12 +1103,14 @@ cdef class Account:
         sent, acknowledged: Values and batches to it, and how many of them it has read.
         received, received_acknowledged: Those from it that were read, and what it knows of that.
         gone: It has closed, or its connection was lost.
+        landings: Where the bytes of streams from it go, by the streams' numbers; see `Landing`.
 
     Threads: one at a time.
     """
 
     cdef readonly bytes routing_id
     cdef readonly Credit credit
+    cdef public dict landings
     cdef public uint64_t sent, acknowledged, received, received_acknowledged
     cdef public bint gone
     cdef uint64_t arrived, consumed, granted, window_nbytes
@@ -1107,6 +1122,7 @@ cdef class Account:
         self.granted = credit.limit
         self.counts_bytes = window_nbytes is not None
         self.window_nbytes = window_nbytes or 0
+        self.landings = {}
 
     def may_send(self, uint64_t nbytes) -> bool:
         """Whether the peer has room for a message with so many bytes of payload."""
@@ -1185,6 +1201,10 @@ cdef inline void count_sent(Account peer, uint64_t nbytes) noexcept:
     peer.received_acknowledged = peer.received
     if peer.counts_bytes:
         peer.credit.used += nbytes + COST
+
+
+cdef inline bint may_arrive(Account peer, uint64_t nbytes) noexcept:
+    return not peer.counts_bytes or peer.arrived + nbytes + COST <= peer.granted
 
 
 cdef inline int count_arrived(Account peer, uint64_t nbytes) except -1:
@@ -1285,6 +1305,349 @@ def send_batch(
     return True
 
 
+# ---- streams -------------------------------------------------------------------------------
+
+cdef struct Cursor:
+    Py_ssize_t index     # of a buffer
+    uint64_t position    # in that buffer
+    uint64_t start       # of that buffer in the block
+    uint64_t offset      # in the stream
+
+
+cdef uint64_t *copy_of_sizes(const uint8_t *sizes, Py_ssize_t n) except NULL:
+    cdef uint64_t *copy = <uint64_t *>PyMem_Malloc(max(1, n) * sizeof(uint64_t))
+    if copy is NULL:
+        raise MemoryError
+    if sizes is not NULL:
+        memcpy(copy, sizes, n * sizeof(uint64_t))
+    return copy
+
+
+cdef class Landing:
+    """Where the bytes of one stream go: its buffers, one after the other in one `Block`.
+
+    `recv` copies chunks straight there when the peer's account knows the landing; `write` is for
+    those that must be looked at first.
+
+    Args:
+        stream_id: The stream's number.
+        sizes: Of its buffers, 8 bytes each, little-endian.
+        flags: Of the message that opened it.
+
+    Attributes:
+        nbytes: Of all its buffers; 2**64 - 1 if they are more.
+        received: How many of them have come.
+        routing_id: The sender's, when `recv` last copied a chunk from a ROUTER; else None.
+
+    Threads: one at a time.
+    """
+
+    cdef readonly uint64_t stream_id, nbytes
+    cdef readonly int flags
+    cdef readonly bytes routing_id
+    cdef Block block
+    cdef char *data  # the block's
+    cdef uint64_t *sizes
+    cdef Py_ssize_t n
+    cdef Cursor next
+
+    def __cinit__(self, uint64_t stream_id, const uint8_t[::1] sizes not None, int flags=0):
+        cdef Py_ssize_t i
+        self.stream_id = stream_id
+        self.flags = flags
+        self.n = sizes.shape[0] // 8
+        self.sizes = copy_of_sizes(&sizes[0] if self.n else NULL, self.n)
+        for i in range(self.n):
+            if self.sizes[i] > <uint64_t>-1 - self.nbytes:
+                self.nbytes = <uint64_t>-1
+                break
+            self.nbytes += self.sizes[i]
+
+    def __dealloc__(self):
+        PyMem_Free(self.sizes)
+
+    @property
+    def received(self) -> int:
+        return self.next.offset
+
+    @property
+    def whole(self) -> bool:
+        """Whether all has come."""
+        return self.next.offset == self.nbytes
+
+    def allocate(self) -> None:
+        """Take memory for all of it; every buffer starts at a multiple of 64.
+
+        Raises:
+            MemoryError: There is not so much.
+        """
+        cdef uint64_t total = 0
+        cdef Py_ssize_t i
+        if self.nbytes > <uint64_t>1 << 62:
+            raise MemoryError(f"no memory to receive a value of {self.nbytes} bytes")
+        for i in range(self.n):
+            total += aligned(self.sizes[i], ALIGN)
+        self.block = Block(max(1, total))
+        self.data = self.block.block.data
+
+    cdef char *place(self, Cursor *at, uint64_t nbytes) noexcept nogil:
+        """Where the bytes at ``at`` go, moved on past them; NULL if the buffer has less room."""
+        while at.index < self.n and at.position == self.sizes[at.index]:
+            at.start += aligned(self.sizes[at.index], ALIGN)
+            at.index += 1
+            at.position = 0
+        if nbytes > self.left(at):
+            return NULL
+        at.position += nbytes
+        at.offset += nbytes
+        return self.data + at.start + at.position - nbytes
+
+    cdef uint64_t left(self, const Cursor *at) noexcept nogil:
+        return self.sizes[at.index] - at.position if at.index < self.n else 0
+
+    def expect(self, uint64_t offset) -> None:
+        """See that a chunk is the next one.
+
+        Raises:
+            ProtocolError: It is not, or the stream was not accepted yet.
+        """
+        if self.block is None:
+            raise ProtocolError(f"a chunk of stream {self.stream_id} before it was accepted")
+        if offset != self.next.offset:
+            what = "is missing" if offset > self.next.offset else "came twice"
+            raise ProtocolError(
+                f"a chunk of stream {self.stream_id} {what}: this one starts at byte {offset}, "
+                f"the next is {self.next.offset}",
+                offset=32,
+            )
+
+    def write(self, pieces) -> None:
+        """Copy the pieces of the next chunk, bytes-like, to their place; releases the GIL.
+
+        Raises:
+            ProtocolError: It is empty, or not cut where a buffer ends.
+        """
+        cdef Cursor at = self.next
+        cdef const uint8_t[::1] piece
+        cdef size_t nbytes
+        cdef char *out
+        if self.block is None:
+            raise ProtocolError(f"a chunk of stream {self.stream_id} before it was accepted")
+        for piece in pieces:
+            nbytes = piece.shape[0]
+            out = self.place(&at, nbytes)
+            if out is NULL:
+                raise ProtocolError(
+                    f"a piece of {nbytes} bytes in stream {self.stream_id}, where "
+                    f"{self.left(&at)} are left of the buffer"
+                )
+            if nbytes:
+                with nogil:
+                    memcpy(out, &piece[0], nbytes)
+        if at.offset == self.next.offset:
+            raise ProtocolError(f"a chunk of stream {self.stream_id} is empty")
+        self.next = at
+
+    def take(self) -> list[memoryview]:
+        """The buffers, writable; the memory is theirs from now on.
+
+        Raises:
+            ProtocolError: Not all has come.
+        """
+        cdef uint64_t start = 0
+        cdef Py_ssize_t i
+        cdef list buffers = []
+        if self.block is None or self.next.offset != self.nbytes:
+            raise ProtocolError(
+                f"{self.next.offset} of {self.nbytes} bytes of stream {self.stream_id} came"
+            )
+        whole = memoryview(self.block)
+        self.block = None
+        for i in range(self.n):
+            buffers.append(whole[start:start + self.sizes[i]])
+            start += aligned(self.sizes[i], ALIGN)
+        return buffers
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.block = None
+
+
+cdef class Departure:
+    """The bytes of one stream on their way out: its buffers in chunks of pieces.
+
+    A chunk holds as many bytes as fit and as few pieces as they are made of.
+
+    Args:
+        stream_id: The stream's number.
+        buffers: One-dimensional views of bytes.
+        tracker: Told when libzmq has let go of them.
+        max_nbytes, max_pieces: Of a chunk.
+
+    Attributes:
+        nbytes: Of all buffers.
+        offset: How many of them went out.
+
+    Threads: one at a time.
+    """
+
+    cdef readonly uint64_t stream_id, nbytes
+    cdef readonly SendTracker tracker
+    cdef readonly list buffers
+    cdef uint64_t *sizes
+    cdef Py_ssize_t n, max_pieces
+    cdef uint64_t max_nbytes
+    cdef Cursor next
+
+    def __cinit__(
+        self, uint64_t stream_id, list buffers not None, SendTracker tracker not None,
+        uint64_t max_nbytes, Py_ssize_t max_pieces, **_,
+    ):
+        cdef Py_ssize_t i
+        self.stream_id = stream_id
+        self.buffers = buffers
+        self.tracker = tracker
+        self.max_nbytes = max_nbytes
+        self.max_pieces = max_pieces
+        self.n = len(buffers)
+        self.sizes = copy_of_sizes(NULL, self.n)
+        for i in range(self.n):
+            self.sizes[i] = payload_nbytes(buffers[i])
+            self.nbytes += self.sizes[i]
+
+    def __dealloc__(self):
+        PyMem_Free(self.sizes)
+
+    @property
+    def offset(self) -> int:
+        return self.next.offset
+
+    @property
+    def cost(self) -> int:
+        """What the next chunk takes from the credit, at most."""
+        return self.next_cost()
+
+    cdef inline uint64_t next_cost(self) noexcept:
+        return min(self.max_nbytes, self.nbytes - self.next.offset) + COST
+
+    cdef uint64_t cut(self, Cursor *at, uint64_t room) noexcept:
+        """The next piece's length, at most ``room``, moved on past it; 0 at the end."""
+        cdef uint64_t nbytes
+        while at.index < self.n and at.position == self.sizes[at.index]:
+            at.index += 1
+            at.position = 0
+        if at.index >= self.n:
+            return 0
+        nbytes = min(room, self.sizes[at.index] - at.position)
+        at.position += nbytes
+        at.offset += nbytes
+        return nbytes
+
+    def pieces(self) -> list[memoryview]:
+        """The pieces of the next chunk. Then `advance` by what they have."""
+        cdef Cursor at = self.next
+        cdef list pieces = []
+        cdef uint64_t nbytes
+        while len(pieces) < self.max_pieces:
+            nbytes = self.cut(&at, self.max_nbytes - (at.offset - self.next.offset))
+            if not nbytes:
+                break
+            pieces.append(self.buffers[at.index][at.position - nbytes:at.position])
+        return pieces
+
+    def advance(self, uint64_t nbytes) -> None:
+        """A chunk of ``nbytes`` went out."""
+        cdef uint64_t cut
+        while nbytes:
+            cut = self.cut(&self.next, nbytes)
+            if not cut:
+                raise ValueError("more went out than there was")
+            nbytes -= cut
+
+    cdef Outgoing next_chunk(self, bytes routing_id, Cursor *after):
+        """The next chunk as a message; ``after``: the cursor behind it."""
+        cdef Cursor at = self.next
+        cdef Py_ssize_t i, n = 0, n_frames = 2
+        cdef size_t inline_nbytes = 0, position
+        cdef uint64_t nbytes, entry
+        cdef uint8_t *head
+        cdef Py_buffer view
+        cdef Outgoing outgoing
+        while n < self.max_pieces:
+            nbytes = self.cut(&at, self.max_nbytes - (at.offset - self.next.offset))
+            if not nbytes:
+                break
+            n += 1
+            if nbytes < INLINE_MAX:
+                inline_nbytes = aligned(inline_nbytes, ALIGN) + nbytes
+            else:
+                n_frames += 1
+        after[0] = at
+        position = HEADER + 8 * <size_t>n + 8
+        outgoing = new_outgoing(n_frames)
+        if routing_id is not None:
+            outgoing.add_copy(PyBytes_AS_STRING(routing_id), PyBytes_GET_SIZE(routing_id))
+        head = <uint8_t *>zf_zmq_msg_data(outgoing.add_sized(
+            aligned(position, ALIGN) + inline_nbytes if inline_nbytes else position
+        ))
+        write_header(head, CHUNK, 0, self.stream_id, <uint32_t>n, 8)
+        memcpy(head + position - 8, &self.next.offset, 8)
+        at = self.next
+        for i in range(n):
+            nbytes = entry = self.cut(&at, self.max_nbytes - (at.offset - self.next.offset))
+            buffer = self.buffers[at.index]
+            if nbytes < INLINE_MAX:
+                entry |= INLINE_BIT
+                memset(head + position, 0, aligned(position, ALIGN) - position)
+                position = aligned(position, ALIGN)
+                PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+                try:
+                    if <uint64_t>view.len != self.sizes[at.index]:
+                        raise BufferError("a buffer shrank while it was sent")
+                    memcpy(head + position, <char *>view.buf + at.position - nbytes, nbytes)
+                finally:
+                    PyBuffer_Release(&view)
+                position += nbytes
+            else:
+                outgoing.add_lent(buffer, self.tracker.tracker, at.position - nbytes, nbytes)
+            memcpy(head + HEADER + 8 * i, &entry, 8)
+        return outgoing
+
+    def send(self, Socket socket not None, Account peer not None, Py_ssize_t max_count) -> bool:
+        """Send the next chunks, without digests, as far as the peer's credit allows.
+
+        Args:
+            socket: A pyzmq socket of the calling thread.
+            max_count: Chunks at most.
+
+        Returns:
+            False if the socket had no room for one. ``offset`` says what went out.
+
+        Raises:
+            TransportError: As ``send_message``.
+        """
+        cdef void *handle = handle_of(socket)
+        cdef Outgoing outgoing
+        cdef Cursor after
+        zf_drain()
+        ensure_reaper()
+        while max_count > 0 and self.n and self.next.offset < self.nbytes:
+            if peer.credit.used + self.next_cost() > peer.credit.limit:
+                break
+            outgoing = self.next_chunk(peer.routing_id, &after)
+            if not outgoing.send(handle):
+                return False
+            peer.credit.used += after.offset - self.next.offset + COST
+            self.next = after
+            max_count -= 1
+        return True
+
+    def release(self) -> None:
+        """Let go of the buffers: no more of it will go out."""
+        self.buffers = []
+        self.n = 0
+
+
 # ---- receiving -----------------------------------------------------------------------------
 
 cdef bint recv_frame(void *handle, zmq_msg_t *frame, int flags) except -1:
@@ -1324,73 +1687,218 @@ cdef Message small_message(zmq_msg_t *frame):
     return message
 
 
-def recv(Socket socket not None, *, bint routed=False, bint wait=False):
-    """Receive one message or batch.
+cdef bint begins_plain_chunk(zmq_msg_t *frame) noexcept:
+    """Whether it is the header frame of a chunk without flags, in this version of the format."""
+    return (
+        zf_zmq_msg_size(frame) >= HEADER + 8
+        and memcmp(zf_zmq_msg_data(frame), b"ZFST\x02\x07\x00\x00", 8) == 0
+    )
+
+
+cdef Landing landing_of(zmq_msg_t *frame, Account peer, Cursor *after):
+    """The stream whose next chunk a header frame begins; None if anything is not as it should be.
+
+    Args:
+        frame: As `begins_plain_chunk` has it.
+        after: Out: the cursor behind the chunk.
+    """
+    cdef const uint8_t *head = <const uint8_t *>zf_zmq_msg_data(frame)
+    cdef size_t nbytes = zf_zmq_msg_size(frame), position, i
+    cdef uint64_t stream_id, n, body_nbytes, offset, entry, length
+    cdef Landing landing
+    memcpy(&stream_id, head + 8, 8)
+    memcpy(&n, head + 16, 8)  # and the reserved bytes, which are zero
+    memcpy(&body_nbytes, head + 24, 8)
+    if body_nbytes != 8 or n > (nbytes - HEADER - 8) // 8:
+        return None
+    found = peer.landings.get(stream_id)
+    if found is None:
+        return None
+    landing = <Landing?>found
+    position = HEADER + 8 * n
+    memcpy(&offset, head + position, 8)
+    if landing.block is None or offset != landing.next.offset:
+        return None
+    position += 8
+    after[0] = landing.next
+    for i in range(n):
+        memcpy(&entry, head + HEADER + 8 * i, 8)
+        length = entry & ~INLINE_BIT
+        if landing.place(after, length) is NULL:
+            return None
+        if entry & INLINE_BIT:
+            position = aligned(position, ALIGN)
+            if position > nbytes or length > nbytes - position:
+                return None
+            position += length
+    if position != nbytes or after.offset == offset or not may_arrive(peer, after.offset - offset):
+        return None
+    return landing
+
+
+cdef int land(void *handle, zmq_msg_t *frame, Landing landing) except -1:
+    """Copy a chunk that begins with ``frame`` to its place, receiving its other frames.
+
+    Raises:
+        ProtocolError: They are not those that ``frame`` announces; all were taken off the socket.
+    """
+    cdef const uint8_t *head = <const uint8_t *>zf_zmq_msg_data(frame)
+    cdef bint more = zf_zmq_msg_more(frame) != 0
+    cdef Block block = landing.block  # kept, whatever else is done to the stream meanwhile
+    cdef Cursor at = landing.next
+    cdef Py_ssize_t frame_index = 0
+    cdef size_t position
+    cdef uint64_t length, have
+    cdef uint32_t n, i
+    cdef zmq_msg_t piece
+    cdef char *out
+    memcpy(&n, head + 16, 4)
+    position = HEADER + 8 * <size_t>n + 8
+    zf_zmq_msg_init(&piece)
+    try:
+        for i in range(n):
+            memcpy(&length, head + HEADER + 8 * <size_t>i, 8)
+            out = landing.place(&at, length & ~INLINE_BIT)
+            if length & INLINE_BIT:
+                length &= ~INLINE_BIT
+                position = aligned(position, ALIGN)
+                memcpy(out, head + position, length)
+                position += length
+                continue
+            if not more or not recv_frame(handle, &piece, ZMQ_DONTWAIT):
+                raise ProtocolError(
+                    f"buffer {i} has no frame: the message has only {frame_index + 1}",
+                    frame_index=frame_index + 1, offset=HEADER + 8 * i,
+                )
+            frame_index += 1
+            more = zf_zmq_msg_more(&piece) != 0
+            have = zf_zmq_msg_size(&piece)
+            if have != length:
+                raise ProtocolError(
+                    f"frame {frame_index} has {have} bytes, announced {length}",
+                    frame_index=frame_index, offset=HEADER + 8 * i,
+                )
+            with nogil:
+                if landing.nbytes >= PAST_CACHE_MIN:
+                    zf_copy_past_cache(out, <const char *>zf_zmq_msg_data(&piece), length)
+                else:
+                    memcpy(out, zf_zmq_msg_data(&piece), length)
+        if more:
+            raise ProtocolError("frames left over", frame_index=frame_index + 1)
+    finally:
+        while more and recv_frame(handle, &piece, ZMQ_DONTWAIT):
+            more = zf_zmq_msg_more(&piece) != 0
+        zf_zmq_msg_close(&piece)
+    return 0
+
+
+def recv(Socket socket not None, *, bint routed=False, bint wait=False, dict peers=None):
+    """Receive one message or batch, or chunks of one stream.
 
     Args:
         socket: A pyzmq socket of the calling thread.
         routed: The socket is a ROUTER: the first frame is the sender's routing id.
         wait: Wait for the message, as long as the socket's ``RCVTIMEO`` says. One call of libzmq's
             that waits costs fewer system calls than ``poll`` and one that does not.
+        peers: `Account` objects by routing id. Chunks without digest of streams that have a
+            `Landing` there are copied to their place and counted, one after the other.
 
     Returns:
-        A ``Message`` or a ``Batch``, or None when nothing is there.
+        A ``Message`` or a ``Batch``, or None when nothing is there. A ``Landing`` when that
+        is whole, when its sender should be granted more, or when no more has come.
 
     Raises:
         ProtocolError: What came is not ours. The whole message was taken off the socket; its
             sender's routing id is the error's ``routing_id``.
         TransportError: libzmq failed; ``errno`` says why.
     """
-    return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT)
+    return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT, peers)
 
 
-cdef object recv_any(void *handle, bint routed, int flags, Account likely=None):
+cdef object recv_any(void *handle, bint routed, int flags, dict peers, Account likely=None):
     """See `recv`.
 
     Args:
         likely: The peer whose routing id it probably is.
     """
     cdef zmq_msg_t received
+    cdef int first_flags = flags
     cdef bint more = True
-    cdef Frame frame
-    cdef list views = []
     cdef bytes routing_id = None
-    cdef Message message
-    cdef Batch batch
+    cdef Landing landing = None, landed = None
+    cdef Account peer
+    cdef Cursor after
+    cdef int64_t until_ms = 0
     zf_drain()
     zf_zmq_msg_init(&received)
     try:
-        if routed:
-            if not recv_frame(handle, &received, flags):
-                return None
-            routing_id = routing_id_in(&received, likely)
-            more = zf_zmq_msg_more(&received) != 0
-            flags = ZMQ_DONTWAIT  # a message comes whole
-        while more:
-            if not recv_frame(handle, &received, flags):
-                return None
-            flags = ZMQ_DONTWAIT
-            more = zf_zmq_msg_more(&received) != 0
-            if not more and not views:
-                message = small_message(&received)
-                if message is not None:
-                    message.routing_id = routing_id
-                    return message
-            frame = Frame.__new__(Frame)
-            zf_zmq_msg_move(&frame.message, &received)
-            views.append(PyMemoryView_FromObject(frame))
-        if len(views) == 1 and len(views[0]) >= HEADER and views[0][6] & BATCH_FLAG:
-            batch = decode_batch_view(views[0])
-            batch.routing_id = routing_id
-            return batch
-        message = decode_views(views)
-        message.routing_id = routing_id
-        return message
+        while True:
+            flags = first_flags
+            if routed:
+                if not recv_frame(handle, &received, flags):
+                    return landed
+                routing_id = routing_id_in(&received, likely)
+                more = zf_zmq_msg_more(&received) != 0
+                flags = ZMQ_DONTWAIT  # a message comes whole
+            if more and not recv_frame(handle, &received, flags):
+                return landed
+            if not more or peers is None or not begins_plain_chunk(&received):
+                return rest_of_message(handle, &received, more, routing_id)
+            peer = peers.get(routing_id)
+            landing = None if peer is None else landing_of(&received, peer, &after)
+            if landing is None:
+                return rest_of_message(handle, &received, more, routing_id)
+            land(handle, &received, landing)
+            count_arrived(peer, after.offset - landing.next.offset)
+            count_consumed(peer, after.offset - landing.next.offset)
+            landing.next = after
+            landing.routing_id = routing_id
+            if landing.next.offset == landing.nbytes or peer.grant_due():
+                return landing
+            landed = landing
+            likely = peer
+            if first_flags != ZMQ_DONTWAIT:
+                if not until_ms:
+                    until_ms = zf_now_ms() + PATIENCE_MS
+                elif zf_now_ms() >= until_ms:
+                    first_flags = ZMQ_DONTWAIT
     except ProtocolError as error:
         error.routing_id = routing_id
         raise
     finally:
         zf_zmq_msg_close(&received)
+
+
+cdef object rest_of_message(void *handle, zmq_msg_t *received, bint any_frame, bytes routing_id):
+    """The message or batch that ``received`` begins, after its routing id.
+
+    Args:
+        any_frame: False if nothing came after the routing id.
+    """
+    cdef bint more = any_frame
+    cdef Frame frame
+    cdef list views = []
+    cdef Message message
+    cdef Batch batch
+    while more:
+        more = zf_zmq_msg_more(received) != 0
+        if not more and not views:
+            message = small_message(received)
+            if message is not None:
+                message.routing_id = routing_id
+                return message
+        frame = Frame.__new__(Frame)
+        zf_zmq_msg_move(&frame.message, received)
+        views.append(PyMemoryView_FromObject(frame))
+        if more and not recv_frame(handle, received, ZMQ_DONTWAIT):
+            return None
+    if len(views) == 1 and len(views[0]) >= HEADER and views[0][6] & BATCH_FLAG:
+        batch = decode_batch_view(views[0])
+        batch.routing_id = routing_id
+        return batch
+    message = decode_views(views)
+    message.routing_id = routing_id
+    return message
 
 
 cdef bytes routing_id_in(zmq_msg_t *frame, Account likely):
@@ -1689,7 +2197,7 @@ cdef class Lane:
             peer = self.only_peer()
             if peer is not None and not peer.gone and not peer.due():
                 flags = 0  # nobody need be told anything before a wait
-            content = recv_any(handle_of(self.socket), self.routed, flags, peer)
+            content = recv_any(handle_of(self.socket), self.routed, flags, self.peers, peer)
             if content is None:
                 return None
             if type(content) is Message:
@@ -1698,7 +2206,7 @@ cdef class Lane:
                 if peer is not None and message.kind == kind:
                     self.count(peer, message.request_id, message.nbytes)
                     return message
-            else:
+            elif type(content) is Batch:
                 batch = <Batch>content
                 peer = self.peers.get(batch.routing_id)
                 if peer is not None and batch.kind == self.batch_kind:

@@ -10,8 +10,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 enum { ZF_SMALL_STEP = 64 * 1024, ZF_HUGE_PAGE = 2 * 1024 * 1024 };
 
@@ -180,4 +184,28 @@ static void zf_pool_stats(size_t *retained, size_t *in_use, uint64_t *reused, ui
 static void zf_keep_heap_warm(size_t nbytes) {
   void *volatile chunk = malloc(nbytes);
   free(chunk);
+}
+
+/* Copy past the cache, where the processor can: memory that is read much later need not be read
+ * before it is overwritten, nor drive from the cache what is copied next. */
+static void zf_copy_past_cache(char *to, const char *from, size_t nbytes) {
+#ifdef __SSE2__
+  size_t head = (size_t)(-(uintptr_t)to & 63);
+  if (nbytes > head) {
+    memcpy(to, from, head);
+    to += head, from += head, nbytes -= head;
+    for (; nbytes >= 64; to += 64, from += 64, nbytes -= 64) {
+      __m128i a = _mm_loadu_si128((const __m128i *)from);
+      __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
+      __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));
+      __m128i d = _mm_loadu_si128((const __m128i *)(from + 48));
+      _mm_stream_si128((__m128i *)to, a);
+      _mm_stream_si128((__m128i *)(to + 16), b);
+      _mm_stream_si128((__m128i *)(to + 32), c);
+      _mm_stream_si128((__m128i *)(to + 48), d);
+    }
+    _mm_sfence();
+  }
+#endif
+  memcpy(to, from, nbytes);
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from zfast import _core
 from zfast.deadline import Deadline
 from zfast.errors import ChannelClosedError, TransportError
-from zfast.transport.link import LOOK_AGAIN_S
 from zfast.transport.link_use import LinkUse
+from zfast.transport.lookout import LOOK_AGAIN_S
 from zfast.transport.outgoing_streams import OutgoingStream
 from zfast.transport.peer import Peer
 

@@ -68,7 +68,7 @@ class Inbox:
     def take_one(self, *, wait: bool = False) -> bool:
         """Read one message; to ``wait``, if it comes in ``PATIENCE_S``. False if there is none."""
         try:
-            message = self._port.recv(wait=wait)
+            message = self._port.recv(self._peers, wait=wait)
         except ProtocolError as error:
             self._put_error(error)
             return True
@@ -76,8 +76,8 @@ class Inbox:
             self.put(message)
         return message is not None
 
-    def put(self, message: _core.Message | _core.Batch) -> None:
-        """Take what was read."""
+    def put(self, message: _core.Message | _core.Batch | _core.Landing) -> None:
+        """Take what was read; of a landing, what it means that something came of it."""
         try:
             self._take(message)
         except ProtocolError as error:
@@ -126,10 +126,13 @@ class Inbox:
         peer = self._peers[routing_id] = Peer(routing_id, self._admission, self._window_nbytes)
         return peer
 
-    def _take(self, message: _core.Message | _core.Batch) -> None:
+    def _take(self, message: _core.Message | _core.Batch | _core.Landing) -> None:
         peer = self._peers.get(message.routing_id)
         if peer is None:
             peer = self._add_peer(message.routing_id)
+        if isinstance(message, _core.Landing):
+            self._take_chunks(peer, message)
+            return
         kind = message.kind
         if isinstance(message, _core.Batch):
             if kind != Kind.BATCH:
@@ -169,17 +172,28 @@ class Inbox:
             value = peer.incoming.receive(
                 kind, message.request_id, message.flags, message.body, message.buffers
             )
-            if value is not None:
-                self.queue.append(Received(peer, self._unpacked(value)))
+            self._take_streamed(peer, value)
         finally:
             if is_chunk:
                 peer.count_consumed(nbytes)
-                if peer.grant_is_due:
-                    self._outbox.acknowledge(peer)
-            if self._outbox.closing:
-                peer.incoming.refuse_all("the receiver is closing")
-            if peer.incoming.replies:
-                self._outbox.pump()
+            self._answer(peer)
+
+    def _take_chunks(self, peer: Peer, landing: _core.Landing) -> None:
+        self._take_streamed(peer, peer.incoming.landed(landing.stream_id))
+        self._answer(peer)
+
+    def _take_streamed(self, peer: Peer, value: StreamedValue | None) -> None:
+        if value is not None:
+            self.queue.append(Received(peer, self._unpacked(value)))
+
+    def _answer(self, peer: Peer) -> None:
+        """Tell a peer what is to be told of its streams."""
+        if peer.grant_is_due:
+            self._outbox.acknowledge(peer)
+        if self._outbox.closing:
+            peer.incoming.refuse_all("the receiver is closing")
+        if peer.incoming.replies:
+            self._outbox.pump()
 
     def _unpacked(self, value: StreamedValue) -> Content:
         if not value.is_batch:

@@ -5,10 +5,11 @@ Threads: one at a time; the caller sees to it.
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from typing_extensions import Buffer
 
 from zfast import _core
 from zfast.errors import ProtocolError
@@ -63,35 +64,19 @@ class Admission:
             streams.accept(stream)
 
 
-class IncomingStream:
-    """One value on its way in."""
+class IncomingStream(_core.Landing):
+    """One value on its way in: arguments as ``_core.Landing``.
 
-    __slots__ = (
-        "_index", "_position", "admitted", "block", "flags", "nbytes", "received", "sizes",
-        "starts", "stream_id",
-    )  # fmt: skip
+    Attributes:
+        admitted: The admission counts it.
+    """
 
-    def __init__(self, stream_id: int, sizes: Sequence[int], flags: int) -> None:
-        self.stream_id = stream_id
-        self.sizes = sizes
-        self.flags = flags
-        self.nbytes = sum(sizes)
-        self.received = 0
+    __slots__ = ("admitted",)
+
+    def __init__(self, stream_id: int, sizes: Buffer, flags: int = 0) -> None:
         self.admitted = False
-        self.block: _core.Block | None = None
-        self.starts: list[int] = []
-        self._index = 0
-        self._position = 0
 
-    def allocate(self) -> None:
-        """Take memory for all of it. Raises MemoryError."""
-        start = 0
-        for size in self.sizes:
-            self.starts.append(start)
-            start += -(-size // streams.ALIGNMENT) * streams.ALIGNMENT
-        self.block = _core.Block(max(1, start))
-
-    def write(self, flags: int, body: Sequence[int], pieces: Sequence[memoryview]) -> None:
+    def take_chunk(self, flags: int, body: Sequence[int], pieces: Sequence[memoryview]) -> None:
         """Copy one chunk to its place. Raises ProtocolError if it is not the next one."""
         layout = OFFSET_AND_DIGEST if flags & FLAG_CHECKSUM else OFFSET
         if len(body) != layout.size:
@@ -99,35 +84,10 @@ class IncomingStream:
                 f"a chunk with a body of {len(body)} bytes, not {layout.size}", offset=24
             )
         offset, *digest = layout.unpack(bytes(body))
-        if self.block is None:
-            raise ProtocolError(f"a chunk of stream {self.stream_id} before it was accepted")
-        if offset != self.received:
-            what = "is missing" if offset > self.received else "came twice"
-            raise ProtocolError(
-                f"a chunk of stream {self.stream_id} {what}: this one starts at byte {offset}, "
-                f"the next is {self.received}",
-                offset=32,
-            )
+        self.expect(offset)
         if digest and digest[0] != digest_of(pieces):
             raise ProtocolError(f"a chunk of stream {self.stream_id} is damaged", offset=40)
-        if not any(piece.nbytes for piece in pieces):
-            raise ProtocolError(f"a chunk of stream {self.stream_id} is empty")
-        for piece in pieces:
-            self._write_piece(piece)
-
-    def _write_piece(self, piece: memoryview) -> None:
-        while self._index < len(self.sizes) and self._position == self.sizes[self._index]:
-            self._index, self._position = self._index + 1, 0
-        left = self.sizes[self._index] - self._position if self._index < len(self.sizes) else 0
-        if piece.nbytes > left:
-            raise ProtocolError(
-                f"a piece of {piece.nbytes} bytes in stream {self.stream_id}, where {left} are "
-                "left of the buffer"
-            )
-        assert self.block is not None
-        self.block.write(self.starts[self._index] + self._position, piece)
-        self._position += piece.nbytes
-        self.received += piece.nbytes
+        self.write(pieces)
 
 
 @dataclass(slots=True)
@@ -150,20 +110,21 @@ class IncomingStreams:
     """All streams from one peer.
 
     Attributes:
+        open: Those under way, by their numbers.
         replies: Messages for the peer; the caller sends them, in order, and takes them off.
     """
 
     def __init__(self, admission: Admission) -> None:
         self.replies: deque[StreamMessage] = deque()
         self._admission = admission
-        self._open: dict[int, IncomingStream] = {}
+        self.open: dict[int, IncomingStream] = {}
         self._ignored: set[int] = set()
         self._last_id = 0
 
     @property
     def active(self) -> bool:
         """Whether a stream is under way."""
-        return bool(self._open)
+        return bool(self.open)
 
     def receive(
         self,
@@ -186,17 +147,25 @@ class IncomingStreams:
             self._ignored.discard(stream_id)
             self._drop(stream_id)
             return None
-        stream = self._open.get(stream_id)
+        stream = self.open.get(stream_id)
         if stream is None:
             if stream_id in self._ignored:
                 return None
             raise ProtocolError(f"a chunk of stream {stream_id}, which is not open", offset=8)
         try:
-            stream.write(flags, body, buffers)
+            stream.take_chunk(flags, body, buffers)
         except ProtocolError as error:
             self._refuse(stream_id, error.message)
             raise
-        return self._finish(stream) if stream.received == stream.nbytes else None
+        return self.landed(stream_id)
+
+    def landed(self, stream_id: int) -> StreamedValue | None:
+        """Something came of an open stream, and is where it belongs; the value if it is whole."""
+        stream = self.open[stream_id]
+        if not stream.whole:
+            return None
+        del self.open[stream_id]
+        return StreamedValue(stream.take(), bool(stream.flags & FLAG_BATCH_CONTENT), stream)
 
     def accept(self, stream: IncomingStream) -> None:
         """Called by the admission: the peer may send it."""
@@ -209,12 +178,12 @@ class IncomingStreams:
 
     def refuse_all(self, reason: str) -> None:
         """Give up what is under way and tell the peer why."""
-        for stream_id in list(self._open):
+        for stream_id in list(self.open):
             self._refuse(stream_id, reason)
 
     def abandon(self) -> None:
         """The peer has gone: drop what came of its values."""
-        for stream_id in list(self._open):
+        for stream_id in list(self.open):
             self._drop(stream_id)
         self.replies.clear()
 
@@ -223,11 +192,10 @@ class IncomingStreams:
             raise ProtocolError(f"stream {stream_id} is opened after {self._last_id}", offset=8)
         if len(body) % 8 or not 0 < len(body) // 8 <= streams.MAX_BUFFERS:
             raise ProtocolError(f"a stream is opened with {len(body)} bytes of sizes", offset=24)
-        if len(self._open) >= streams.MAX_STREAMS or len(self._ignored) >= streams.MAX_IGNORED:
+        if len(self.open) >= streams.MAX_STREAMS or len(self._ignored) >= streams.MAX_IGNORED:
             raise ProtocolError(f"more than {streams.MAX_STREAMS} streams are open at a time")
         self._last_id = stream_id
-        sizes = struct.unpack(f"<{len(body) // 8}Q", bytes(body))
-        stream = self._open[stream_id] = IncomingStream(stream_id, sizes, flags)
+        stream = self.open[stream_id] = IncomingStream(stream_id, bytes(body), flags)
         if stream.nbytes > self._admission.limit:
             self._refuse(
                 stream_id,
@@ -242,20 +210,8 @@ class IncomingStreams:
             except MemoryError as error:
                 self._refuse(stream_id, str(error))
                 return None
-            if not stream.nbytes:
-                return self._finish(stream)
+            return self.landed(stream_id)  # of an empty one, nothing more comes
         return None
-
-    def _finish(self, stream: IncomingStream) -> StreamedValue:
-        del self._open[stream.stream_id]
-        assert stream.block is not None
-        whole = memoryview(stream.block)
-        stream.block = None
-        buffers = [
-            whole[start : start + size]
-            for start, size in zip(stream.starts, stream.sizes, strict=True)
-        ]
-        return StreamedValue(buffers, bool(stream.flags & FLAG_BATCH_CONTENT), stream)
 
     def _refuse(self, stream_id: int, reason: str) -> None:
         self._drop(stream_id)
@@ -263,7 +219,7 @@ class IncomingStreams:
         self.replies.append(StreamMessage(StreamKind.REFUSE, stream_id, reason.encode()[:1000]))
 
     def _drop(self, stream_id: int) -> None:
-        stream = self._open.pop(stream_id, None)
+        stream = self.open.pop(stream_id, None)
         if stream is not None:
-            stream.block = None
+            stream.release()
             self._admission.leave(stream)

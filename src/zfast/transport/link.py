@@ -22,24 +22,18 @@ from zfast.errors import (
     SendTimeoutError,
     TransportError,
 )
+from zfast.transport.farewell import Farewell
 from zfast.transport.inbox import Content, Inbox
 from zfast.transport.link_options import LinkOptions
+from zfast.transport.lookout import LOOK_AGAIN_S, Lookout
 from zfast.transport.outbox import Outbox
 from zfast.transport.outgoing_streams import OutgoingStream
 from zfast.transport.peer import Kind, Peer
-from zfast.transport.port import PATIENCE_S, Port
+from zfast.transport.port import Port
 
 #: How old what is known of the peers may be when a message is sent without a look: each look is
 #: some system calls. What is sent to a peer that has gone meanwhile counts as not received.
 FRESH_S = 0.01
-#: How often a wait looks again at what no poll reports, such as room at one peer of a ROUTER.
-LOOK_AGAIN_S = 0.02
-#: The same while a stream waits for room.
-LOOK_AGAIN_STREAMING_S = 0.001
-#: How often a ROUTER looks whether peers that it waits for are still there.
-PROBE_EVERY_S = 0.2
-#: How long a closed socket's last words may take to leave.
-LINGER_MS = 1000
 
 
 class Link:
@@ -49,6 +43,7 @@ class Link:
         peers: By routing id; a DEALER's only one under None.
         queue: What came and was not taken yet, see ``Inbox``.
         turn: For the caller: who may use the link now.
+        close, abort: See ``Farewell``.
     """
 
     def __init__(self, url: str, *, bound: bool, options: LinkOptions) -> None:
@@ -59,7 +54,11 @@ class Link:
         self.peers: dict[bytes | None, Peer] = {}
         self._outbox = Outbox(self._port, self.peers)
         self._inbox = Inbox(self._port, self._outbox, options)
+        self._lookout = Lookout(self._port, self._inbox, self._outbox)
+        self._farewell = Farewell(self._port, self._inbox, self._outbox, self._lookout)
         self.queue = self._inbox.queue
+        self.close = self._farewell.close
+        self.abort = self._farewell.abort
         self.acknowledge_all = self._outbox.acknowledge_all
         self.turn = _core.Turn()
         self._checksum = options.checksum
@@ -199,7 +198,7 @@ class Link:
     def _look(self) -> None:
         """Take what has come, see whether the peer is there, send what streams may send."""
         self._inbox.take()
-        self._raise_if_gone()
+        self._lookout.raise_if_gone()
         self._outbox.pump()
         if self._port.connected:
             self.turn.stay_fresh(FRESH_S)
@@ -233,7 +232,7 @@ class Link:
     ) -> OutgoingStream:
         """Queue a stream, and send of it what may be sent at once."""
         self._inbox.take()
-        self._raise_if_gone()
+        self._lookout.raise_if_gone()
         stream = peer.outgoing.open(buffers, tracker, batch=batch, checksum=self._checksum)
         peer.sent += 1
         self._outbox.pump()
@@ -259,11 +258,11 @@ class Link:
             raise self._nobody_took_it(
                 deadline, f"{stream.offset} of {stream.nbytes} bytes were sent"
             )
-        if not self._take_soon(deadline):
-            self._notice_lost_connection()
+        if not self._lookout.take_soon(deadline):
+            self._lookout.notice_lost_connection()
             self._outbox.pump()  # the news may be that the connection stands
             if not stream.ended:
-                self._poll_for_news(deadline)
+                self._lookout.wait_for_news(deadline)
 
     def cancel_stream(self, peer: Peer, stream: OutgoingStream) -> None:
         """Send no more of it, and count it no more."""
@@ -294,9 +293,9 @@ class Link:
             self._inbox.take(limit=1)
         while not self.queue:
             self.acknowledge_all()
-            if self._take_soon(deadline):
+            if self._lookout.take_soon(deadline):
                 continue
-            self._raise_if_gone()
+            self._lookout.raise_if_gone()
             self._outbox.pump()
             if deadline.expired:
                 self._inbox.take(limit=1)
@@ -306,96 +305,5 @@ class Link:
                     f"{self.endpoint}: nothing came in {deadline.timeout} s",
                     hint="is the other side sending?",
                 )
-            self._poll_for_news(deadline)
+            self._lookout.wait_for_news(deadline)
             self._inbox.take(limit=1)
-
-    def _take_soon(self, deadline: Deadline) -> bool:
-        """Take the next message if it comes in a moment: cheaper than to poll for it."""
-        if self._outbox.blocked or deadline.left(PATIENCE_S) != PATIENCE_S:
-            return False
-        return self._inbox.take_one(wait=True)
-
-    def _poll_for_news(self, deadline: Deadline) -> None:
-        """Wait for a message, or for room if a stream's message found none."""
-        events, at_most = _core.POLLIN, None
-        blocked = self._outbox.blocked
-        if blocked and self.bound:
-            at_most = LOOK_AGAIN_STREAMING_S  # a ROUTER cannot be polled for room at one peer
-        elif blocked:
-            events |= _core.POLLOUT
-        elif self.bound and any(peer.incoming.active for peer in self.peers.values()):
-            at_most = PROBE_EVERY_S
-        self._port.poll(events, deadline.left(at_most))
-        if at_most == PROBE_EVERY_S and not _core.poll(self._port.socket, _core.POLLIN, 0):
-            self._outbox.probe_streaming_peers()
-
-    # ---- the peer's end ----------------------------------------------------------------
-
-    def _raise_if_gone(self) -> None:
-        lost = self._port.lost()
-        if self.bound or self.queue:
-            return
-        peer = self.peers[None]
-        if not peer.gone and lost:
-            # What the peer sent may become readable just after the news of its end.
-            _core.poll(self._port.socket, _core.POLLIN, LOOK_AGAIN_S)
-            self._inbox.take(limit=1)
-            if not self.queue and not peer.gone:
-                peer.lose("the connection was lost")
-                raise ChannelClosedError(
-                    f"{self.endpoint}: the connection to the peer was lost",
-                    hint="open a new channel",
-                )
-        elif peer.gone:
-            raise ChannelClosedError(f"{self.endpoint}: the peer has closed the channel")
-
-    def _notice_lost_connection(self) -> None:
-        if self._port.lost() and not self.peers[None].gone:
-            self._outbox.lose(self.peers[None])
-
-    # ---- closing -----------------------------------------------------------------------
-
-    def close(self, deadline: Deadline) -> int:
-        """Wait for acknowledgements, say goodbye, close; how many messages stayed unread."""
-        self._outbox.closing = True
-        try:
-            unread = self._wait_for_acknowledgements(deadline)
-            for peer in list(self.peers.values()):
-                self._outbox.acknowledge(peer)
-                self._outbox.tell(peer, Kind.GOODBYE)
-        finally:
-            self._close(LINGER_MS)
-        return unread
-
-    def abort(self) -> None:
-        """Close at once; what is not received yet may be lost."""
-        self._close(0)
-
-    def _close(self, linger_ms: int) -> None:
-        self.queue.clear()
-        for peer in self.peers.values():
-            peer.outgoing.abandon("the channel was closed")
-            peer.incoming.abandon()
-        self._port.close(linger_ms)
-
-    def _wait_for_acknowledgements(self, deadline: Deadline) -> int:
-        for peer in self.peers.values():
-            peer.incoming.refuse_all("the receiver is closing")
-        while True:
-            self._inbox.take()
-            self._inbox.discard()
-            self._outbox.pump()
-            waiting = [p for p in self.peers.values() if p.acknowledged < p.sent]
-            if all(self._is_gone(peer) for peer in waiting) or deadline.expired:
-                return sum(peer.sent - peer.acknowledged for peer in waiting)
-            if self._outbox.blocked:
-                self._poll_for_news(deadline)
-            else:
-                self._port.poll(_core.POLLIN, deadline.left(PROBE_EVERY_S))
-
-    def _is_gone(self, peer: Peer) -> bool:
-        if self.bound and not peer.gone:
-            # A ROUTER knows by its refusal that a peer's connection has ended.
-            self._outbox.acknowledge(peer, probe=True)
-        self._notice_lost_connection()
-        return peer.gone

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 from zfast import _core
 from zfast.errors import TransportError
+from zfast.transport.outgoing_streams import OutgoingStream
 from zfast.transport.peer import Kind, Peer
 from zfast.transport.port import Port
+from zfast.transport.streams import StreamMessage
 
 #: The body of an acknowledgement: the limit of the peer's credit.
 LIMIT = struct.Struct("<Q")
@@ -36,7 +38,7 @@ class Outbox:
         self._port = port
 
     def pump(self) -> None:
-        """Send what streams may send now: one message of each peer, then the next of each."""
+        """Send what streams may send now: what is next to each peer, then again."""
         self.blocked = False
         busy = list(self._busy_peers())
         if busy and self._port.connected:
@@ -50,33 +52,50 @@ class Outbox:
         return (p for p in self.peers.values() if p.outgoing.active or p.incoming.replies)
 
     def _send_of_stream(self, peer: Peer) -> bool:
-        replies = peer.incoming.replies
-        message = replies[0] if replies else peer.outgoing.next_message()
-        if message is None:
-            return False
+        """Send what is next to a peer. False if nothing is, or there is no room."""
         try:
-            if not _core.send_message(
-                self._port.socket,
-                message.kind,
-                message.body,
-                message.buffers,
-                flags=message.flags,
-                request_id=message.stream_id,
-                routing_id=peer.routing_id,
-                tracker=message.tracker,
-            ):
-                self.blocked = True
-                return False
+            return self._send_next(peer)
         except TransportError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
             self.lose(peer)
             return False
+
+    def _send_next(self, peer: Peer) -> bool:
+        replies, outgoing = peer.incoming.replies, peer.outgoing
         if replies:
-            replies.popleft()
-        else:
-            peer.outgoing.sent(message)
+            if self._send(peer, replies[0]):
+                replies.popleft()
+                return True
+            return False
+        departure = outgoing.next_departure()
+        if departure is not None:
+            return self._send_chunks(peer, *departure)
+        message = outgoing.next_message()
+        if message is None or not self._send(peer, message):
+            return False
+        outgoing.sent(message)
         return True
+
+    def _send(self, peer: Peer, message: StreamMessage) -> bool:
+        sent = _core.send_message(
+            self._port.socket,
+            message.kind,
+            message.body,
+            message.buffers,
+            flags=message.flags,
+            request_id=message.stream_id,
+            routing_id=peer.routing_id,
+            tracker=message.tracker,
+        )
+        self.blocked = self.blocked or not sent
+        return sent
+
+    def _send_chunks(self, peer: Peer, stream: OutgoingStream, count: int) -> bool:
+        had_room = stream.send(self._port.socket, peer, count)
+        peer.outgoing.departed(stream)
+        self.blocked = self.blocked or not had_room
+        return had_room
 
     def acknowledge(self, peer: Peer, *, probe: bool = False) -> None:
         """Tell a peer what was read, if it does not know; to ``probe``, in any case.

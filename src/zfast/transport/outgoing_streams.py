@@ -24,95 +24,72 @@ from zfast.transport.streams import (
 )
 
 
-class OutgoingStream:
+#: Chunks of a stream that shares its peer with no other.
+MANY = 1 << 20
+
+
+class OutgoingStream(_core.Departure):
     """One value on its way out.
 
     Attributes:
-        nbytes: Of all its buffers.
-        offset: How many of them have been sent.
         ended: Nothing more will be sent: it went out whole, or ``failure`` says why it did not.
     """
 
-    __slots__ = (
-        "_checksum", "_index", "_position", "accepted", "announced", "buffers", "ended",
-        "failure", "flags", "nbytes", "offset", "stream_id", "tracker",
-    )  # fmt: skip
+    __slots__ = ("_checksum", "_flags", "accepted", "announced", "ended", "failure")
 
     def __init__(
         self,
         stream_id: int,
-        buffers: Sequence[memoryview],
+        buffers: list[memoryview],
         tracker: _core.SendTracker,
+        max_nbytes: int,
+        max_pieces: int,
         *,
         flags: int,
         checksum: bool,
     ) -> None:
-        self.stream_id = stream_id
-        self.buffers = list(buffers)
-        self.nbytes = sum(buffer.nbytes for buffer in buffers)
-        self.tracker = tracker
-        self.flags = flags
         self.announced = False
         self.accepted = self.nbytes <= streams.EARLY_MAX_NBYTES
-        self.offset = 0
         self.ended = False
         self.failure: str | None = None
+        self._flags = flags
         self._checksum = checksum
-        self._index = 0
-        self._position = 0
         tracker.hold()
+
+    @property
+    def sends_itself(self) -> bool:
+        """Whether its next chunk needs nothing that only `next_chunk` gives it."""
+        return self.announced and not self._checksum
 
     def opening(self) -> StreamMessage:
         """The message that announces it."""
         sizes = struct.pack(f"<{len(self.buffers)}Q", *(b.nbytes for b in self.buffers))
-        return StreamMessage(StreamKind.OPEN, self.stream_id, sizes, self.flags)
-
-    def next_cost(self) -> int:
-        """What its next chunk takes from the credit."""
-        return message_cost(min(streams.CHUNK_NBYTES, self.nbytes - self.offset))
+        return StreamMessage(StreamKind.OPEN, self.stream_id, sizes, self._flags)
 
     def next_chunk(self) -> StreamMessage:
         """The next chunk; `sent` moves on."""
-        pieces: list[memoryview] = []
-        nbytes, index, position = 0, self._index, self._position
-        while (
-            nbytes < streams.CHUNK_NBYTES
-            and len(pieces) < streams.CHUNK_PIECES
-            and index < len(self.buffers)
-        ):
-            buffer = self.buffers[index]
-            piece = buffer[position : position + streams.CHUNK_NBYTES - nbytes]
-            if piece.nbytes:
-                pieces.append(piece)
-            nbytes += piece.nbytes
-            position += piece.nbytes
-            if position == buffer.nbytes:
-                index, position = index + 1, 0
+        pieces = self.pieces()
         body, flags = OFFSET.pack(self.offset), 0
         if self._checksum:
             body, flags = OFFSET_AND_DIGEST.pack(self.offset, digest_of(pieces)), FLAG_CHECKSUM
+        cost = message_cost(sum(piece.nbytes for piece in pieces))
         return StreamMessage(
-            StreamKind.CHUNK, self.stream_id, body, flags, pieces, message_cost(nbytes),
-            self.tracker,
-        )  # fmt: skip
+            StreamKind.CHUNK, self.stream_id, body, flags, pieces, cost, self.tracker
+        )
 
     def sent(self, message: StreamMessage) -> None:
         """``message`` went out."""
         if message.kind == StreamKind.OPEN:
             self.announced = True
-            return
-        for piece in message.buffers:
-            while self._position == self.buffers[self._index].nbytes:
-                self._index, self._position = self._index + 1, 0
-            self._position += piece.nbytes
-            self.offset += piece.nbytes
+        else:
+            self.advance(sum(piece.nbytes for piece in message.buffers))
 
     def end(self, failure: str | None = None) -> None:
         """No more of it will be sent; libzmq may still read what was."""
         if not self.ended:
             self.ended = True
             self.failure = failure
-            self.buffers = []
+            self.release()
             self.tracker.unhold()
 
 
@@ -156,7 +133,15 @@ class OutgoingStreams:
             )
         self._last_id += 1
         flags = FLAG_BATCH_CONTENT if batch else 0
-        stream = OutgoingStream(self._last_id, buffers, tracker, flags=flags, checksum=checksum)
+        stream = OutgoingStream(
+            self._last_id,
+            list(buffers),
+            tracker,
+            streams.CHUNK_NBYTES,
+            streams.CHUNK_PIECES,
+            flags=flags,
+            checksum=checksum,
+        )
         self._turns.append(stream)
         return stream
 
@@ -169,13 +154,19 @@ class OutgoingStreams:
     def _choose(self) -> StreamMessage | None:
         if self._cancelled:
             return StreamMessage(StreamKind.CANCEL, self._cancelled[0])
+        stream = self._whose_turn()
+        if stream is None:
+            return None
+        return stream.next_chunk() if stream.announced else stream.opening()
+
+    def _whose_turn(self) -> OutgoingStream | None:
         for stream in self._turns:
             if not stream.announced:
                 # In the order of their ids: only announced streams change places.
                 if self._n_announced < streams.MAX_STREAMS:
-                    return stream.opening()
-            elif stream.accepted and self._credit.allows(stream.next_cost()):
-                return stream.next_chunk()
+                    return stream
+            elif stream.accepted and self._credit.allows(stream.cost):
+                return stream
         return None
 
     def sent(self, message: StreamMessage) -> None:
@@ -189,12 +180,35 @@ class OutgoingStreams:
         if stream is None:
             return
         stream.sent(message)
-        self._n_announced += message.kind == StreamKind.OPEN
-        if stream.announced and stream.offset == stream.nbytes:
+        if message.kind == StreamKind.OPEN:
+            self._n_announced += 1
+            if not stream.nbytes:
+                self._end(stream)
+        else:
+            self._after_chunk(stream)
+
+    def _after_chunk(self, stream: OutgoingStream) -> None:
+        if stream.offset == stream.nbytes:
             self._end(stream)
-        elif message.kind == StreamKind.CHUNK:
+        else:
             self._turns.remove(stream)
             self._turns.append(stream)
+
+    def next_departure(self) -> tuple[OutgoingStream, int] | None:
+        """The stream that may send chunks by itself now, and how many of them in its turn.
+
+        It is the stream of `next_message`; None if that is no mere chunk. Then call `departed`.
+        """
+        if self._unsent is not None or self._cancelled:
+            return None
+        stream = self._whose_turn()
+        if stream is None or not stream.sends_itself:
+            return None
+        return stream, 1 if len(self._turns) > 1 else MANY
+
+    def departed(self, stream: OutgoingStream) -> None:
+        """Chunks of a stream went out, and were taken from the credit."""
+        self._after_chunk(stream)
 
     def cancel(self, stream: OutgoingStream, reason: str) -> None:
         """Send no more of a stream; the receiver is told to drop what it has."""

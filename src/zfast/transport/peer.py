@@ -38,6 +38,7 @@ class Peer(_core.Account):
         super().__init__(routing_id, credit, window_nbytes)
         self.outgoing = OutgoingStreams(credit)
         self.incoming = IncomingStreams(admission)
+        self.landings = self.incoming.open
 
     def lose(self, reason: str) -> bool:
         """It has gone: end its streams. Whether one of them was half received."""

@@ -12,6 +12,7 @@ from zfast.context import process_context
 from zfast.errors import TransportError
 from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.link_options import LinkOptions
+from zfast.transport.peer import Peer
 
 #: How long one waiting receive may take: in that time nobody looks at the connection.
 PATIENCE_S = 0.005
@@ -93,9 +94,11 @@ class Port:
         also = self._connection.socket if self._connection is not None else None
         return _core.poll(self.socket, events, timeout, also)
 
-    def recv(self, *, wait: bool = False) -> _core.Message | _core.Batch | None:
-        """The next message or batch if it is there or, to ``wait``, comes in ``PATIENCE_S``."""
-        return _core.recv(self.socket, routed=self.bound, wait=wait)
+    def recv(
+        self, peers: dict[bytes | None, Peer], *, wait: bool = False
+    ) -> _core.Message | _core.Batch | _core.Landing | None:
+        """What is there or, to ``wait``, comes in ``PATIENCE_S``. See ``_core.recv``."""
+        return _core.recv(self.socket, routed=self.bound, wait=wait, peers=peers)
 
     def close(self, linger_ms: int) -> None:
         """Close the socket; what is not sent may take ``linger_ms`` to leave."""

@@ -47,7 +47,7 @@ class StreamKind(IntEnum):
     """What a message of a stream means."""
 
     OPEN = 6
-    CHUNK = 7
+    CHUNK = _core.KIND_CHUNK
     ACCEPT = 8
     REFUSE = 9
     CANCEL = 10
