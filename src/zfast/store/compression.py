@@ -28,7 +28,7 @@ _MODULES = {
     "zstd": "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd",
     "lz4": "lz4.frame",
 }
-_NAMES: dict[int, Codec] = {ZSTD: "zstd", LZ4: "lz4"}
+CODEC_NAMES: dict[int, Codec] = {ZSTD: "zstd", LZ4: "lz4"}
 
 
 def check_codec(codec: str) -> None:
@@ -143,10 +143,10 @@ def _packer(codec: Codec) -> Any:
 
 def _unpacker(codec: int, name: str) -> tuple[Any, tuple[type[Exception], ...]]:
     try:
-        library = importlib.import_module(_MODULES[_NAMES[codec]])
+        library = importlib.import_module(_MODULES[CODEC_NAMES[codec]])
     except ModuleNotFoundError as error:
         raise StoreError(
-            f"{name} cannot be read: it is compressed with {_NAMES[codec]}, which is not installed",
+            f"{name} cannot be read: {CODEC_NAMES[codec]}, which compressed it, is not installed",
             hint="pip install 'zfast[compression]'",
         ) from error
     if codec == LZ4:

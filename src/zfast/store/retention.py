@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from zfast.errors import ConfigError, KeyNotFoundError, StoreError
 from zfast.store.files import failure
@@ -26,8 +26,7 @@ BATCH_SIZE = 256
 Reason = Literal["expired", "evicted"]
 
 
-@dataclass(frozen=True)
-class Removed:
+class Removed(NamedTuple):
     """An object that was removed, or would be."""
 
     key: str
