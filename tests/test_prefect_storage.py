@@ -125,7 +125,8 @@ def test_other_storage_blocks_get_inline_bytes(tmp_path: Path, serializer: str) 
             LocalFileSystem(basepath=str(tmp_path)), serializer, metadata_storage=metadata_storage
         )
         store.write(frame(), key="k")
-        assert base64.b64encode(MAGIC[:6]) in (tmp_path / "k").read_bytes()
+        stored = (tmp_path / "k").read_bytes()
+        assert stored.startswith(MAGIC) or base64.b64encode(MAGIC[:6]) in stored
         result = store.read("k").result
         pd.testing.assert_frame_equal(result, frame())
         result.iloc[0, 0] = 5.0

@@ -101,8 +101,8 @@ def test_any_bytes_are_refused_or_read(data: bytes) -> None:
 
 def test_a_newer_version_is_named() -> None:
     data = bytearray(whole(b""))
-    data[8] = 2
-    with pytest.raises(ObjectCorruptError, match="format version 2"):
+    data[8] = 3
+    with pytest.raises(ObjectCorruptError, match=r"format version 3, .* 1 to 2 .* upgrade zfast"):
         parsed(bytes(data))
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
+    from zfast.prefect.locking import ZfastLocks as ZfastLocks
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
@@ -25,6 +26,7 @@ _HOMES = {
     "Channel": "zfast.channel",
     "SendTracker": "zfast._core",
     "ZfastError": "zfast.errors",
+    "ZfastLocks": "zfast.prefect.locking",
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",
     "ZfastTaskRunner": "zfast.prefect.task_runner",

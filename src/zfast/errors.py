@@ -16,6 +16,7 @@
     │   ├── KeyNotFoundError   (KeyError)     no object under that key
     │   ├── ObjectCorruptError                an object's header or checksum is wrong
     │   └── TicketError                       a ticket whose payload was never committed
+    ├── LockError              (ValueError)   a lock that is not held, or cannot be had
     ├── ArenaError                            shared memory cannot be had, found or mapped
     │   └── ArenaFullError     (MemoryError)  no room: use the heap instead
     └── WorkerError                           a worker process failed
@@ -153,6 +154,10 @@ class ObjectCorruptError(StoreError):
 
 class TicketError(StoreError):
     """A ticket names a payload that was never committed to a store."""
+
+
+class LockError(ZfastError, ValueError):
+    """A lock that the holder does not hold, or a place that can have no locks."""
 
 
 class ArenaError(ZfastError):

@@ -10,7 +10,8 @@ _EXTRA = ("cyclopts", "rich", "psutil")
 def main() -> None:
     """Run the command line and exit.
 
-    Exit status: 0 done, 1 it failed and said why, 2 the command line is wrong, 130 Ctrl-C.
+    Exit status: 0 done, 1 it failed and said why, 2 the command line is wrong, 130 Ctrl-C; a verb
+    may have more, which its help names.
     """
     try:
         from zfast.cli.app import run

@@ -28,13 +28,18 @@ app.command(
     name="demo",
     help="Run one flow on Prefect's task runners and on zfast's, side by side.",
 )
+app.command(
+    "zfast.cli.store:app",
+    name="store",
+    help="Look at a result store, check it, clean it up, move results in and out.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; give the exit status."""
     console = Console(stderr=True, highlight=False)
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        status = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         console.print(f"[red]zfast:[/] {escape(str(error))}", soft_wrap=True)
@@ -47,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output has gone; nothing may be written to it at exit either.
         sys.stdout = None
         return 1
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _print_error(console: Console, error: ZfastError) -> None:

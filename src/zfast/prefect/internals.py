@@ -6,7 +6,7 @@ Known to be right for Prefect 3.8. With another version every answer is the safe
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 from uuid import UUID
 
 import prefect
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 KNOWN_VERSION = "3.8."
 
+_RECORDS = "prefect._internal.result_records"
 _PERSIST = ("_persist_result_record", "_apersist_result_record")
+_EXISTS = ("_exists", "_aexists")
 
 
 def is_known() -> bool:
@@ -27,8 +29,20 @@ def is_known() -> bool:
     return prefect.__version__.startswith(KNOWN_VERSION)
 
 
-def storage_being_written(serializer: Serializer[Any]) -> object | None:
-    """Say which storage gets the bytes that a serializer is being asked for.
+class Write(NamedTuple):
+    """A result on its way into a storage.
+
+    Attributes:
+        storage: The block that gets it.
+        in_json: Whether it becomes a string of a JSON record, or is stored as the bytes it is.
+    """
+
+    storage: object
+    in_json: bool
+
+
+def current_write(serializer: Serializer[Any]) -> Write | None:
+    """Say which storage gets the bytes that a serializer is being asked for, and how.
 
     For the `dumps` of a serializer, which must call this directly. The current run context does
     not tell: a transaction commits children that belong to other stores. The callers do::
@@ -38,21 +52,34 @@ def storage_being_written(serializer: Serializer[Any]) -> object | None:
     Any other caller may do anything with the bytes, compress them for one.
 
     Returns:
-        The block, or None if that is not who is calling.
+        The write, or None if that is not who is calling.
     """
     if not is_known():
         return None
     frame = sys._getframe(1).f_back
-    if not _is(frame, "prefect._internal.result_records", "serialize_result"):
+    if not _is(frame, _RECORDS, "serialize_result"):
         return None
     if getattr(frame.f_locals.get("self"), "serializer", None) is not serializer:
         return None
     frame = frame.f_back
-    if _is(frame, "prefect._internal.result_records", "serialize"):
+    in_json = _is(frame, _RECORDS, "serialize")
+    if in_json and frame is not None:
         frame = frame.f_back
     if not _is(frame, "prefect.results", *_PERSIST):
         return None
-    return getattr(frame.f_locals.get("self"), "result_storage", None)
+    return Write(getattr(frame.f_locals.get("self"), "result_storage", None), in_json)
+
+
+def is_existence_check() -> bool:
+    """Say whether the value that a serializer is being asked for is thrown away.
+
+    For its `loads`, which must call this directly. Prefect reads whole records to learn whether
+    they are there and when they expire: ``ResultStore._exists → ResultRecord.deserialize → loads``.
+    """
+    if not is_known():
+        return False
+    frame = sys._getframe(1).f_back
+    return _is(frame, _RECORDS, "deserialize") and _is(frame.f_back, "prefect.results", *_EXISTS)
 
 
 def _is(frame: FrameType | None, module: str, *functions: str) -> TypeGuard[FrameType]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from zfast.codec import Payload
+from zfast.store.bounded import BoundedStore
 from zfast.store.folder import FolderStore
 from zfast.store.format import NO_TOKEN, StoredObject
 
-__all__ = ["FolderStore", "ObjectStore", "StoredObject"]
+__all__ = ["BoundedStore", "FolderStore", "ObjectStore", "StoredObject"]
 
 
 class ObjectStore(Protocol):

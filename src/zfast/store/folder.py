@@ -1,75 +1,90 @@
 """The store in a folder: one file an object, written beside and renamed, read by mapping it.
 
 New objects are written to ``<basepath>/.zfast/`` under a random name and renamed into place, so
-that nobody ever sees a part of one. A writer holds a lock on its file; the kernel lets go of it
-when the writer dies, however it dies, and the next writer sweeps away what is no longer locked.
+that nobody ever sees a part of one. What dead writers left there is swept away by the next.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import mmap
 import os
-import secrets
-import stat
-import sys
 import time
-import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Iterator
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from zfast.codec import Payload
-from zfast.errors import ConfigError, KeyNotFoundError, StoreError
+from zfast.errors import ConfigError
+from zfast.store import leases
+from zfast.store.compression import Codec, check_codec, compress
+from zfast.store.files import failure, read_file, remove_unlocked, replace_file, sync_folder
 from zfast.store.format import NO_TOKEN, StoredObject, build, parse
 
 Durability = Literal["process", "power"]
 
-#: Folder below the basepath for files that are being written.
+#: Folder below the basepath for files that are being written, and for leases.
 TEMPORARY_FOLDER = ".zfast"
-#: Below this an object is read into memory: cheaper than a mapping, and no descriptor is held.
-MAP_MIN_NBYTES = 128 * 1024
-#: Before Python 3.13 each mapping holds a descriptor, and Prefect's cache may keep 1000 results.
-#: Beyond this many, objects are read into memory.
-MAX_MAPPED = 256
 SWEEP_INTERVAL_S = 60.0
 MAX_NAME_NBYTES = 255
+MAX_PATH_NBYTES = 4095
 
-_IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
-_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-_HINTS = {
-    errno.ENOSPC: "free some space, or give the storage another basepath",
-    errno.EDQUOT: "the quota is used up: free some space, or give the storage another basepath",
-    errno.EFBIG: "the file system or `ulimit -f` does not allow so large a file",
-    errno.EACCES: "the folder must be readable and writable by this user",
-    errno.EPERM: "the folder must be readable and writable by this user",
-    errno.EROFS: "the file system is read-only: give the storage another basepath",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.EISDIR: "there are objects below that key: it names a folder",
-    errno.ENOTEMPTY: "there are objects below that key: it names a folder",
-    errno.EMFILE: "too many open files: see `ulimit -n`",
-}
+
+class Entry(NamedTuple):
+    """A stored object from outside.
+
+    Attributes:
+        key: Its key.
+        nbytes: Length of its file.
+        modified_s: When it was written, seconds since 1970.
+        used_s: When it was read or written last, as well as the file system tells: most note the
+            first reading after a write, and then one a day.
+    """
+
+    key: str
+    nbytes: int
+    modified_s: float
+    used_s: float
 
 
 class FolderStore:
     """Objects in a folder of this host, or of a file system that several hosts mount.
 
+    What a process has put, found or got is held for it (see `zfast.store.leases`) until it ends:
+    nobody's collection removes it before.
+
     Args:
         basepath: The folder; made with mode 0700 when the first object is written.
         durability: "process": an object survives the death of its writer. "power": it is also on
             the disk before `put` returns.
+        compression: "zstd" or "lz4": buffers that shrink by it are stored so, the others and all
+            small ones as they are. None: every buffer is stored as it is, and can be mapped.
+
+    Raises:
+        ConfigError: The compression is unknown, or its library is not installed.
     """
 
-    def __init__(self, basepath: str, *, durability: Durability = "process") -> None:
+    def __init__(
+        self,
+        basepath: str,
+        *,
+        durability: Durability = "process",
+        compression: Codec | None = None,
+    ) -> None:
         """Take a folder; nothing is made or read yet."""
+        if compression is not None:
+            check_codec(compression)
         self.basepath = os.path.realpath(os.path.expanduser(basepath))
         self.durability = durability
+        self.compression = compression
+        self._compress = partial(compress, compression) if compression is not None else None
         self._temporary_folder = os.path.join(self.basepath, TEMPORARY_FOLDER)
+        self._on_disk: set[str] = set()
         self._next_sweep = 0.0
+
+    @property
+    def leases(self) -> leases.Leases:
+        """What live processes hold in this store."""
+        return leases.of(self._temporary_folder)
 
     def path_of(self, key: str) -> str:
         """Return the file of a key: below the basepath, always.
@@ -84,25 +99,38 @@ class FolderStore:
         if parts and parts[0].startswith("/"):
             base = PurePosixPath(self.basepath).parts
             if parts[: len(base)] != base:
-                raise ConfigError(f"the key {key!r} is outside of the store {self.basepath}")
+                raise ConfigError(
+                    f"the key {_shown(key)} is outside of the store {self.basepath}",
+                    hint="give a relative key, or the storage that it belongs to",
+                )
             parts = parts[len(base) :]
         if not parts:
-            raise ConfigError(f"the key {key!r} names no object")
+            raise ConfigError(f"the key {key!r} names no object", hint="a key is a relative path")
         if ".." in parts or parts[0] == TEMPORARY_FOLDER or "\0" in key:
             raise ConfigError(
-                f"the key {key!r} is not allowed",
+                f"the key {_shown(key)} is not allowed",
                 hint=f"a key has no '..', no NUL and does not begin with {TEMPORARY_FOLDER!r}",
             )
+        path = os.path.join(self.basepath, *parts)
         try:
-            too_long = any(len(os.fsencode(part)) > MAX_NAME_NBYTES for part in parts)
+            longest = max(len(os.fsencode(part)) for part in parts)
+            nbytes = len(os.fsencode(path))
         except UnicodeEncodeError as error:
-            raise ConfigError(f"the key {key!r} cannot be a file's name: {error}") from error
-        if too_long:
             raise ConfigError(
-                f"the key {key[:40]!r}… has a part longer than {MAX_NAME_NBYTES} bytes",
+                f"the key {_shown(key)} cannot be a file's name: {error}",
+                hint="a key is text without lone surrogates",
+            ) from error
+        if longest > MAX_NAME_NBYTES:
+            raise ConfigError(
+                f"the key {_shown(key)} has a part longer than {MAX_NAME_NBYTES} bytes",
                 hint="shorten it, or divide it by slashes",
             )
-        return os.path.join(self.basepath, *parts)
+        if nbytes > MAX_PATH_NBYTES:
+            raise ConfigError(
+                f"the key {_shown(key)} makes a path longer than {MAX_PATH_NBYTES} bytes",
+                hint="shorten it, or give the storage a shorter basepath",
+            )
+        return path
 
     def put(
         self,
@@ -121,26 +149,15 @@ class FolderStore:
             ConfigError: The key is not allowed.
         """
         path = self.path_of(key)
-        parts = build(content, payload, token)
+        parts = build(content, payload, token, self._compress)
         try:
-            self._sweep()
+            self._sweep_sometimes()
             self._make_folder(os.path.dirname(path))
-            fd, temporary = self._create()
-            try:
-                _write(fd, parts)
-                if self.durability == "power":
-                    os.fsync(fd)
-                os.rename(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                raise
-            finally:
-                os.close(fd)
-            if self.durability == "power":
-                _sync_folder(os.path.dirname(path))
+            self._make_folder(self._temporary_folder)
+            self._hold(path)
+            replace_file(path, parts, self._temporary_folder, durable=self.durability == "power")
         except OSError as error:
-            raise _failure("cannot write", path, error) from error
+            raise failure("cannot write", path, error) from error
 
     def get(self, key: str) -> StoredObject:
         """Open the object under a key. It stays readable when it is overwritten or deleted.
@@ -150,11 +167,17 @@ class FolderStore:
             ObjectCorruptError: What is there is not a whole object.
             StoreError: It cannot be read.
         """
-        return open_object(self.path_of(key))
+        path = self.path_of(key)
+        self._hold(path)
+        return open_object(path)
 
     def exists(self, key: str) -> bool:
         """Say whether there is an object under a key, without reading it."""
-        return os.path.isfile(self.path_of(key))
+        path = self.path_of(key)
+        if not os.path.isfile(path):
+            return False
+        self._hold(path)
+        return os.path.isfile(path)
 
     def delete(self, key: str) -> None:
         """Remove the object under a key. Readers that have it open keep it.
@@ -167,66 +190,59 @@ class FolderStore:
         try:
             os.unlink(path)
         except OSError as error:
-            raise _failure("cannot delete", path, error) from error
+            raise failure("cannot delete", path, error) from error
 
     def list(self) -> Iterator[str]:
         """Name every key, folder by folder."""
+        for entry in self.scan():
+            yield entry.key
+
+    def scan(self) -> Iterator[Entry]:
+        """Look at every object from outside, folder by folder; nothing is opened."""
         for folder, folders, files in os.walk(self.basepath):
             if folder == self.basepath and TEMPORARY_FOLDER in folders:
                 folders.remove(TEMPORARY_FOLDER)
             folders.sort()
             for file in sorted(files):
-                yield os.path.relpath(os.path.join(folder, file), self.basepath)
+                path = os.path.join(folder, file)
+                try:
+                    status = os.lstat(path)
+                except OSError:
+                    continue  # removed since
+                yield Entry(
+                    os.path.relpath(path, self.basepath),
+                    status.st_size,
+                    status.st_mtime,
+                    max(status.st_mtime, status.st_atime),
+                )
 
-    def _create(self) -> tuple[int, str]:
-        """Make a new file to write to, locked as long as its descriptor is open."""
-        self._make_folder(self._temporary_folder)
-        while True:
-            path = os.path.join(self._temporary_folder, secrets.token_hex(16))
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # A sweep came between: it has the lock and removes the file.
-                os.close(fd)
-                continue
-            except OSError:
-                # No locks on this file system. Then nobody can take one to sweep, either.
-                return fd, path
-            if os.fstat(fd).st_nlink:
-                return fd, path
-            os.close(fd)
-
-    def _sweep(self) -> None:
-        """Remove the files of writers that died."""
-        now = time.monotonic()
-        if now < self._next_sweep:
-            return
-        self._next_sweep = now + SWEEP_INTERVAL_S
+    def sweep(self) -> int:
+        """Remove what dead processes left: files half written, and leases. Returns how many."""
+        self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
         try:
-            names = os.listdir(self._temporary_folder)
+            with os.scandir(self._temporary_folder) as found:
+                paths = [each.path for each in found if not each.is_dir(follow_symlinks=False)]
         except OSError:
-            return
-        for name in names:
-            path = os.path.join(self._temporary_folder, name)
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-            except OSError:
-                pass  # Its writer is alive, or has just renamed it.
-            finally:
-                os.close(fd)
+            return 0
+        return sum(map(remove_unlocked, paths)) + self.leases.sweep()
+
+    def _sweep_sometimes(self) -> None:
+        if time.monotonic() >= self._next_sweep:
+            self.sweep()
+
+    def _hold(self, path: str) -> None:
+        self.leases.hold(path[len(self.basepath) + 1 :])
 
     def _make_folder(self, path: str) -> None:
         # os.makedirs gives its mode to the last folder only.
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            return
+            if self.durability == "process" or path in self._on_disk:
+                return
+            # Whoever made it may have died before it was on the disk.
+            if path != self.basepath:
+                self._make_folder(os.path.dirname(path))
         except FileNotFoundError:
             if os.path.isdir(os.path.dirname(path)):
                 raise  # some file systems, such as /proc, say so of what they will not make
@@ -234,7 +250,8 @@ class FolderStore:
             self._make_folder(path)
             return
         if self.durability == "power":
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
+            self._on_disk.add(path)
 
 
 def open_object(path: str) -> StoredObject:
@@ -248,63 +265,8 @@ def open_object(path: str) -> StoredObject:
         ObjectCorruptError: It is not a whole object.
         StoreError: It cannot be read.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if stat.S_ISDIR(status.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "a folder")
-            data = memoryview(_read(fd, status.st_size))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise _failure("cannot read", path, error) from error
-    return parse(data, name=path)
+    return parse(read_file(path), name=path)
 
 
-def _read(fd: int, nbytes: int) -> bytearray | mmap.mmap:
-    if nbytes >= MAP_MIN_NBYTES:
-        if sys.version_info >= (3, 13):
-            return mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY, trackfd=False)
-        if len(_mapped) < MAX_MAPPED:
-            mapped = mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY)
-            _mapped.add(mapped)
-            return mapped
-    data = bytearray(nbytes)
-    done = 0
-    with memoryview(data) as view:
-        while count := os.preadv(fd, [view[done:]], done):
-            done += count
-    del data[done:]
-    return data
-
-
-def _write(fd: int, parts: Iterable[memoryview]) -> None:
-    pending = deque(part for part in parts if part.nbytes)
-    while pending:
-        written = os.writev(fd, list(islice(pending, _IOV_MAX)))
-        if not written:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        # A call may write less than it was given: 2 GiB at most, or what the disk still holds.
-        while pending and written >= pending[0].nbytes:
-            written -= pending.popleft().nbytes
-        if written:
-            pending[0] = pending[0][written:]
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _failure(what: str, path: str, error: OSError) -> StoreError:
-    if what != "cannot write" and error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return KeyNotFoundError(f"there is no object {path}", errno=error.errno)
-    return StoreError(
-        f"{what} {path}: {error.strerror}",
-        errno=error.errno,
-        hint=_HINTS.get(error.errno or 0),
-    )
+def _shown(key: str) -> str:
+    return repr(key) if len(key) <= 200 else f"{key[:80]!r}…"

@@ -1,0 +1,155 @@
+"""Objects looked at without being mapped: what they are, and whether they are whole.
+
+Everything is read with plain reads, piece by piece: memory stays flat, and a disk that fails is an
+error here, where touching a mapped page would end the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import xxhash
+
+from zfast.errors import KeyNotFoundError, StoreError
+from zfast.store.compression import RAW
+from zfast.store.files import failure, open_file
+from zfast.store.folder import Entry, FolderStore
+from zfast.store.format import (
+    HEADER_NBYTES,
+    NO_TOKEN,
+    Head,
+    StoredBuffer,
+    corrupt,
+    open_buffer,
+    parse_buffers,
+    parse_head,
+)
+from zfast.store.records import METADATA_MAX_NBYTES, Record, read_record
+
+PIECE_NBYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Description:
+    """An object from inside, but for its data.
+
+    Attributes:
+        head: Its lengths and its format version.
+        buffers: Where its buffers are.
+        record: What Prefect says of it; None if that is kept elsewhere.
+    """
+
+    head: Head
+    buffers: tuple[StoredBuffer, ...]
+    record: Record | None
+
+    @property
+    def has_ticket(self) -> bool:
+        """Whether the value is beside the content, as the serializer "zfast" stores it."""
+        return self.head.token != NO_TOKEN
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An object that is not what was written: its key, and the error that says why."""
+
+    key: str
+    error: StoreError
+
+
+def describe(store: FolderStore, key: str) -> Description:
+    """Read what an object says of itself, checked.
+
+    Raises:
+        KeyNotFoundError: There is none.
+        ObjectCorruptError: Its head is damaged.
+        StoreError: It cannot be read.
+    """
+    path = store.path_of(key)
+    with _reading(path) as (fd, nbytes):
+        head, data, buffers = _head(fd, nbytes, path)
+    return Description(head, buffers, read_record(data[head.content_start : head.header_start]))
+
+
+def peek_record(store: FolderStore, key: str) -> Record | None:
+    """Read what Prefect says of an object, unchecked, from its first few kilobytes.
+
+    Raises:
+        StoreError: There is no such object, or not one of ours, or it cannot be read.
+    """
+    path = store.path_of(key)
+    with _reading(path) as (fd, nbytes):
+        head = parse_head(memoryview(os.pread(fd, HEADER_NBYTES, 0)), nbytes, name=path)
+        content_nbytes = head.header_start - head.content_start
+        start = os.pread(fd, min(content_nbytes, METADATA_MAX_NBYTES), head.content_start)
+    return read_record(start)
+
+
+def verify(store: FolderStore, key: str) -> None:
+    """Check every byte of an object: head, buffers, and the zeros between them.
+
+    Raises:
+        KeyNotFoundError: There is none.
+        ObjectCorruptError: It is not what was written.
+        StoreError: It cannot be read.
+    """
+    path = store.path_of(key)
+    with _reading(path) as (fd, nbytes):
+        head, _, buffers = _head(fd, nbytes, path)
+        end = head.data_start if buffers else head.header_end
+        for index, buffer in enumerate(buffers):
+            if any(os.pread(fd, buffer.offset - end, end)):
+                raise corrupt(path, f"the bytes before buffer {index} are not zero")
+            end = buffer.offset + buffer.stored_nbytes
+            digest = xxhash.xxh3_64()
+            for piece in _pieces(fd, buffer.offset, end):
+                digest.update(piece)
+            if digest.intdigest() != buffer.checksum:
+                raise corrupt(path, f"the checksum of buffer {index} is wrong")
+            if buffer.codec != RAW:
+                stored = b"".join(_pieces(fd, buffer.offset, end))
+                open_buffer(index, buffer, memoryview(stored), name=path)
+
+
+def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Damage | None]]:
+    """Verify every object that is there, one after the other, while others read and write.
+
+    Objects that are removed meanwhile are passed over; replaced ones are whole, old or new.
+    """
+    for entry in store.scan():
+        try:
+            verify(store, entry.key)
+        except KeyNotFoundError:
+            continue
+        except StoreError as error:
+            yield entry, Damage(entry.key, error)
+        else:
+            yield entry, None
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[tuple[int, int]]:
+    fd, status = open_file(path)
+    try:
+        yield fd, status.st_size
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise failure("cannot read", path, error) from error
+    finally:
+        os.close(fd)
+
+
+def _head(fd: int, nbytes: int, path: str) -> tuple[Head, memoryview, tuple[StoredBuffer, ...]]:
+    head = parse_head(memoryview(os.pread(fd, HEADER_NBYTES, 0)), nbytes, name=path)
+    data = memoryview(b"".join(_pieces(fd, 0, head.data_start)))
+    return head, data, parse_buffers(data, head, name=path)
+
+
+def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end and (piece := os.pread(fd, min(PIECE_NBYTES, end - start), start)):
+        start += len(piece)
+        yield piece

@@ -1,0 +1,177 @@
+"""Which objects live processes use: what they hold is never collected.
+
+Each process that reads or writes a store keeps one file ``.zfast/leases/<random>`` open and
+locked, and notes in it each key that it has put, found or got, once, ended by a NUL. The kernel
+unlocks the file when the process and every child that it forked are gone; then what the file says
+no longer counts. Who removes objects takes the gate first, so that nothing is noted meanwhile.
+
+A process holds what it used until it ends, or until `Leases.let_go`: a State may name the result
+of any task of its run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from zfast.errors import StoreError
+from zfast.store.files import create_locked, remove_unlocked
+
+LEASES_FOLDER = "leases"
+GATE = "gate"
+#: A collector passes the gate within milliseconds. One that is stopped there holds up nobody.
+GATE_WAIT_S = 2.0
+_GATE_POLL_S = 0.0005
+
+
+class Leases:
+    """The leases in one store, and this process's own. Any thread may call; `of` gives it."""
+
+    def __init__(self, zfast_folder: str) -> None:
+        self._folder = os.path.join(zfast_folder, LEASES_FOLDER)
+        self._zfast_folder = zfast_folder
+        self._held: set[str] = set()
+        self._fd = -1
+        self._gate_fd = -1
+        self._lock = threading.RLock()
+
+    def hold(self, key: str) -> None:
+        """Hold an object, whether it is there yet or not.
+
+        Where this process may not write, or the file system has no locks, it holds nothing; then
+        the collector cannot work there either, or is run by somebody who knows.
+        """
+        with self._lock:
+            if key in self._held and self._is_open():
+                return
+            try:
+                if not self._is_open():
+                    self._open()
+                passed = self._pass_gate(fcntl.LOCK_SH, GATE_WAIT_S)
+                try:
+                    os.write(self._fd, os.fsencode(key) + b"\0")
+                    os.close(os.dup(self._fd))  # a network file system sends it to the others now
+                finally:
+                    if passed:
+                        fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
+            except OSError:
+                return
+            self._held.add(key)
+
+    def let_go(self) -> None:
+        """Hold nothing any more, as if this process had ended."""
+        with self._lock:
+            self._held.clear()
+            if self._fd >= 0:
+                with suppress(OSError):
+                    os.ftruncate(self._fd, 0)
+
+    @contextmanager
+    def held(self) -> Iterator[set[str]]:
+        """Every key that a live process holds. In the block, nobody comes to hold another.
+
+        Raises:
+            StoreError: The gate cannot be had, so that nobody can say what is held.
+        """
+        with self._lock:
+            try:
+                if self._gate_fd < 0 or not os.fstat(self._gate_fd).st_nlink:
+                    self._open()
+                passed = self._pass_gate(fcntl.LOCK_EX, 10 * GATE_WAIT_S)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot see which objects of {self._zfast_folder} are in use: "
+                    f"{error.strerror}",
+                    errno=error.errno,
+                    hint="the folder must be writable, and its file system must support locks "
+                    "(on NFS: mount it without `nolock`)",
+                ) from error
+            if not passed:
+                raise StoreError(
+                    f"another process does not let go of {self._folder}/{GATE}",
+                    hint="look for a `zfast store gc` that was stopped, and end it",
+                )
+            try:
+                yield self._read_all()
+            finally:
+                fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
+
+    def sweep(self) -> int:
+        """Remove the leases of processes that are gone; how many."""
+        return sum(remove_unlocked(path) for path in self._paths())
+
+    def _read_all(self) -> set[str]:
+        keys = set(self._held)
+        for path in self._paths():
+            if remove_unlocked(path):
+                continue
+            with suppress(OSError), open(path, "rb") as file:
+                # A last one without its NUL was cut off by the death of its writer.
+                keys.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
+        return keys
+
+    def _paths(self) -> list[str]:
+        try:
+            names = os.listdir(self._folder)
+        except OSError:
+            return []
+        return [os.path.join(self._folder, name) for name in names if name != GATE]
+
+    def _is_open(self) -> bool:
+        # The folder of a store may be removed, and made anew, while we live.
+        return self._fd >= 0 and bool(os.fstat(self._fd).st_nlink)
+
+    def _open(self) -> None:
+        for folder in (self._zfast_folder, self._folder):
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+        gate = os.open(
+            os.path.join(self._folder, GATE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        self._close()
+        self._gate_fd = gate
+        self._fd, _ = create_locked(self._folder)
+
+    def _close(self) -> None:
+        self._held.clear()
+        for fd in (self._fd, self._gate_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._gate_fd = -1
+
+    def _pass_gate(self, how: int, wait_s: float) -> bool:
+        # Of the process, not of the descriptor: a forked child neither inherits nor frees it.
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.lockf(self._gate_fd, how | fcntl.LOCK_NB)
+                return True
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() >= deadline:
+                    return False
+            time.sleep(_GATE_POLL_S)
+
+    def _after_fork(self) -> None:
+        # What the parent holds stays held for the child, who shares the descriptor.
+        self._lock = threading.RLock()
+
+
+_all: dict[str, Leases] = {}
+
+
+def of(zfast_folder: str) -> Leases:
+    """The leases of the store with this ``.zfast`` folder: one object a process."""
+    # One step under the GIL, so there is no lock for a fork to inherit.
+    return _all.get(zfast_folder) or _all.setdefault(zfast_folder, Leases(zfast_folder))
+
+
+def _after_fork() -> None:
+    for leases in _all.values():
+        leases._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
