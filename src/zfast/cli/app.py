@@ -31,7 +31,10 @@ app.command(
 app.command(
     "zfast.cli.store:app",
     name="store",
-    help="Look at a result store, check it, clean it up, move results in and out.",
+    help="Look at a result store, check it, clean it up, move results in and out.\n\n"
+    "Exit status: 0 all is well; 1 it failed and said why; 2 the command line is wrong; 3 it was "
+    "done, and objects are damaged (verify) or could not be moved (import, export), or the store "
+    "still exceeds its budget (gc).",
 )
 
 

@@ -23,14 +23,7 @@ from zfast.errors import StoreError
 if TYPE_CHECKING:
     from zfast.store.folder import Entry
 
-app = App(
-    name="store",
-    help="Look at a result store, check it, clean it up, move results in and out.\n\n"
-    "Exit status: 0 all is well; 1 it failed and said why; 2 the command line is wrong; 3 it was "
-    "done, and objects are damaged (verify), could not be moved (import, export), or the store "
-    "still exceeds its budget (gc).",
-)
-
+app = App(name="store")
 app.command(
     "zfast.cli.store_transfer:import_",
     name="import",

@@ -145,7 +145,7 @@ def export_results(
             data = None
             if _is_ours(stored):
                 _check_owner(stored.name, store.basepath, trust)
-                data = _export(stored, path)
+                data = _export(stored, entry.key, path)
             _write(path, bytes(stored.content) if data is None else data)
         except ZfastError as error:
             done.failures.append((entry.key, error))
@@ -163,8 +163,8 @@ def _import(store: FolderStore, key: str, data: bytes) -> None:
     ticket = bytes(Ticket(token))
     if data.startswith(b"{"):
         metadata = _metadata_alone(data)
-        if metadata is not None:  # of a `key_storage`; the results themselves are elsewhere
-            store.put(key, _moved(metadata, ZfastSerializer(), store.path_of(key)).dump_bytes())
+        if metadata is not None:
+            store.put(key, _moved(metadata, ZfastSerializer(), key).dump_bytes())
             return
         record = _decoding(key, lambda: ResultRecord[Any].deserialize(data))
         moved = _moved(record.metadata, ZfastSerializer(), store.path_of(key))
@@ -175,12 +175,12 @@ def _import(store: FolderStore, key: str, data: bytes) -> None:
     store.put(key, ticket, encode(value), token)
 
 
-def _export(stored: StoredObject, path: str) -> bytes:
+def _export(stored: StoredObject, key: str, path: str) -> bytes:
     """Write an object of ours as stock Prefect would."""
     content = bytes(stored.content)
     metadata = _metadata_alone(content)
     if metadata is not None:
-        return _moved(metadata, PickleSerializer(), path).dump_bytes()
+        return _moved(metadata, PickleSerializer(), key).dump_bytes()
     if read_record(content) is None:
         assert stored.payload is not None
         value = decode(stored.payload, copy=True)
@@ -218,10 +218,11 @@ def _metadata_alone(data: bytes) -> ResultRecordMetadata | None:
 
 
 def _moved(
-    metadata: ResultRecordMetadata, serializer: Serializer[Any], path: str
+    metadata: ResultRecordMetadata, serializer: Serializer[Any], storage_key: str
 ) -> ResultRecordMetadata:
-    # By its absolute path a result is found without any block.
-    changes = {"serializer": serializer, "storage_key": path, "storage_block_id": None}
+    # By its absolute path a result is found without any block. Metadata of a `key_storage` lie in
+    # another folder than the result, which is found by its key in the block of the task.
+    changes = {"serializer": serializer, "storage_key": storage_key, "storage_block_id": None}
     return metadata.model_copy(update=changes)
 
 

@@ -23,6 +23,8 @@ from pydantic import Field, field_validator, model_validator
 from zfast.errors import ConfigError, TicketError
 from zfast.prefect import internals, tickets
 from zfast.prefect.tickets import Ticket
+from zfast.store.bounded import BoundedStore
+from zfast.store.compression import Codec
 from zfast.store.folder import Durability, FolderStore, open_object
 from zfast.store.format import NO_TOKEN
 
@@ -51,8 +53,14 @@ def default_basepath() -> str:
 
 
 @lru_cache(maxsize=64)
-def _folder(basepath: str, durability: Durability) -> FolderStore:
-    return FolderStore(basepath, durability=durability)
+def _folder(
+    basepath: str, durability: Durability, compression: Codec | None, budget_nbytes: int | None
+) -> FolderStore:
+    if budget_nbytes is None:
+        return FolderStore(basepath, durability=durability, compression=compression)
+    return BoundedStore(
+        basepath, budget_nbytes=budget_nbytes, durability=durability, compression=compression
+    )
 
 
 class ZfastStorage(WritableFileSystem):
@@ -66,6 +74,10 @@ class ZfastStorage(WritableFileSystem):
         basepath: The folder. Default: $ZFAST_STORAGE_PATH, or `zfast-results` in Prefect's home.
         durability: "process": a result survives the death of its process. "power": it is on the
             disk before the run goes on.
+        compression: "zstd" or "lz4": large buffers that shrink by it are stored so, and read by
+            decompressing them. None: all are stored as they are, and mapped.
+        budget_nbytes: What the results may take together; beyond it writers evict those that were
+            used longest ago and that no live process uses. None: any.
 
     Example:
         ```python
@@ -87,6 +99,20 @@ class ZfastStorage(WritableFileSystem):
         default="process",
         description="What a stored result survives: the death of its process, or a power cut.",
     )
+
+    compression: Codec | None = Field(
+        default=None,
+        description="How large buffers are compressed where it pays.",
+    )
+    budget_nbytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="What the results may take together before the oldest are evicted, in bytes.",
+    )
+
+    @property
+    def _store(self) -> FolderStore:
+        return _folder(self.basepath, self.durability, self.compression, self.budget_nbytes)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +149,7 @@ class ZfastStorage(WritableFileSystem):
             StoreError: The folder cannot be written; nothing is left behind.
             ConfigError: The key leads out of the basepath.
         """
-        folder = _folder(self.basepath, self.durability)
+        folder = self._store
         ticket = tickets.find(content)
         if ticket is None:
             folder.put(path, content)
@@ -155,7 +181,7 @@ class ZfastStorage(WritableFileSystem):
             StoreError: It cannot be read.
             ConfigError: The key leads out of the basepath.
         """
-        folder = _folder(self.basepath, self.durability)
+        folder = self._store
         stored = folder.get(path)
         content = bytes(stored.content)
         if stored.token != NO_TOKEN:
@@ -186,11 +212,15 @@ class ZfastStorage(WritableFileSystem):
             self._save_once()
         if internals.block_id(self) is not None:
             return None
-        return Path(_folder(self.basepath, self.durability).path_of(path))
+        return Path(self._store.path_of(path))
 
     def _save_once(self) -> None:
         global _next_save
-        digest = hashlib.sha256(f"{self.basepath}\0{self.durability}".encode()).hexdigest()
+        fields = f"{self.basepath}\0{self.durability}"
+        for option in (self.compression, self.budget_nbytes):
+            if option is not None:
+                fields += f"\0{option}"
+        digest = hashlib.sha256(fields.encode()).hexdigest()
         name = f"zfast-{digest[:12]}"
         key = (PREFECT_API_URL.value(), name)
         with _saving:
