@@ -28,6 +28,16 @@ app.command(
     name="demo",
     help="Run one flow on Prefect's task runners and on zfast's, side by side.",
 )
+app.command(
+    "zfast.cli.keys:app",
+    name="keys",
+    help="Make, list, authorize, rotate and revoke CURVE keys.",
+)
+app.command(
+    "zfast.cli.token:app",
+    name="token",
+    help="See what a bearer token, or a key, is allowed.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from zfast.errors import ConfigError
-from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey
+from zfast.security.curve_keys import Z85_LENGTH, KeyPair, PublicKey, SecretKey, fingerprint
 from zfast.security.policy import Policy, key_rule, read_policy
 from zfast.security.private_files import (
     check_private_folder,
@@ -122,9 +122,9 @@ class KeyFolder:
         """Names of the keys that may come in, by their Z85."""
         return self._public_keys(self.path / _AUTHORIZED)
 
-    def revoked(self) -> frozenset[str]:
-        """The keys that may not come in."""
-        return frozenset(self._public_keys(self.path / _REVOKED))
+    def revoked(self) -> dict[str, str]:
+        """The keys that may not come in, by their Z85: each name with its fingerprint's start."""
+        return self._public_keys(self.path / _REVOKED)
 
     def trusted(self, environment: str) -> dict[str, str]:
         """Names of the servers that clients connect to, by their Z85."""
@@ -224,13 +224,13 @@ class KeyFolder:
         """
         if Path(what).suffix == ".pub" and Path(what).exists():
             return read_public_key(Path(what))
-        known = {**self.authorized(), **self._public_keys(self.path / _REVOKED)}
+        known = {**self.revoked(), **self.authorized()}
         found = {
             key: name
             for key, name in known.items()
-            if what in (name, key) or (len(what) >= 8 and PublicKey(key).fingerprint[:43].startswith(what))
+            if what in (name, key) or (len(what) >= 8 and fingerprint(key).startswith(what))
         }
-        if not found and len(what) == 40:
+        if not found and len(what) == Z85_LENGTH:
             return PublicKey(what)
         if len(found) != 1:
             raise ConfigError(

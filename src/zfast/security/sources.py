@@ -95,7 +95,7 @@ class SettingsSource:
         return ServerState(
             tuple(pairs),
             _mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
-            self._folder.revoked(),
+            frozenset(self._folder.revoked()),
             read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
         )
 
