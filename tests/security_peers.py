@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
 
 import zmq
@@ -122,7 +123,8 @@ class Peer:
 
     def wait_for(self, *events: int, timeout_s: float = 15.0) -> int:
         """The first of these events, or 0."""
-        while self.monitor.poll(int(timeout_s * 1000)):
+        deadline_s = time.monotonic() + timeout_s
+        while self.monitor.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
             event = recv_monitor_message(self.monitor)["event"]
             if event in events:
                 return int(event)

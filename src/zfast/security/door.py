@@ -45,6 +45,8 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
+#: The one refusal that may be another one's in a moment.
+_FULL = "too many guests"
 _numbers = itertools.count(1)
 
 
@@ -210,15 +212,21 @@ class Door:
 
     # ---- the gate's thread -------------------------------------------------------------
 
-    def admits(self, request: zap.Request) -> bool:
-        """The verdict on one handshake."""
+    def judge(self, request: zap.Request) -> list[bytes]:
+        """The reply to one handshake."""
         key = request.key
         is_test = request.address == zap.SELF_TEST_ADDRESS
         identity, reason = self._judge(request, may_be_guest=not is_test)
-        if is_test:
-            return not reason
-        if not reason:
+        if not is_test:
+            self._tell(request, identity, reason)
+        if reason:
+            return zap.refuse(request.request_id, for_now=reason == _FULL)
+        if not is_test:
             self._connections.assign(key, request.address)
+        return zap.admit(request)
+
+    def _tell(self, request: zap.Request, identity: Identity | None, reason: str) -> None:
+        key = request.key
         record(
             "refused" if reason else "admitted",
             reason=reason,
@@ -229,11 +237,8 @@ class Door:
             role=identity.role.value if identity else "" if reason else "guest",
             environment=self._access.environment,
         )
-        return not reason
 
-    def _judge(
-        self, request: zap.Request, *, may_be_guest: bool
-    ) -> tuple[Identity | None, str]:
+    def _judge(self, request: zap.Request, *, may_be_guest: bool) -> tuple[Identity | None, str]:
         """Who it is, and why it is refused."""
         if request.mechanism != "CURVE":
             return None, "not CURVE"
@@ -251,7 +256,7 @@ class Door:
         if self._tokens is None or not may_be_guest:
             return None, "unknown key"
         if len(self._guests) >= self._limits.guests and key not in self._guests:
-            return None, "too many guests"
+            return None, _FULL
         self._guests[key] = time.monotonic() + self._limits.guest_ms / 1000
         self.next_review_s = min(self.next_review_s, self._guests[key])
         return None, ""
@@ -354,7 +359,7 @@ class Door:
         guarded.backlog = limits.backlog
         guarded.heartbeat_ivl = limits.heartbeat_ms
         guarded.heartbeat_timeout = 3 * limits.heartbeat_ms
-        if guarded.socket_type == zmq.ROUTER:
+        if guarded.type == zmq.ROUTER:
             # A second peer under a routing id in use is ignored, not given the first one's mail.
             guarded.router_handover = False
 

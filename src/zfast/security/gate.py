@@ -48,8 +48,8 @@ class Guard(Protocol):
     def next_review_s(self) -> float:
         """When to review its peers, on the monotonic clock."""
 
-    def admits(self, request: zap.Request) -> bool:
-        """The verdict on one handshake."""
+    def judge(self, request: zap.Request) -> list[bytes]:
+        """The reply to one handshake."""
 
     def read_monitor(self) -> None:
         """Take the news."""
@@ -237,13 +237,14 @@ class Gate:
             guard = self._guards.get(request.domain)
             if guard is not None:
                 self._read(guard)  # what came since the poll
-                return zap.admit(request) if guard.admits(request) else zap.refuse(request_id)
+                return guard.judge(request)
             record("refused", reason="unknown domain", domain=request.domain)
         except ProtocolError as error:
             record("refused", reason="malformed ZAP request", detail=error.message)
         except Exception:
             record("refused", reason="error", level=logging.ERROR)
             logger.exception("a verdict failed; the peer is refused")
+            return zap.refuse(request_id, for_now=True)
         return zap.refuse(request_id)
 
     def _run_commands(self) -> None:

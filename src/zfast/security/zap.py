@@ -57,9 +57,13 @@ def admit(request: Request) -> list[bytes]:
     return [_VERSION, request.request_id, b"200", b"OK", request.key.encode(), b""]
 
 
-def refuse(request_id: bytes) -> list[bytes]:
-    """The reply that does not; the peer learns no reason."""
-    return [_VERSION, request_id, b"400", b"Refused", b"", b""]
+def refuse(request_id: bytes, *, for_now: bool = False) -> list[bytes]:
+    """The reply that does not; the peer learns no reason.
+
+    Args:
+        for_now: It may try again, and libzmq does. Else its socket gives up for good.
+    """
+    return [_VERSION, request_id, b"300" if for_now else b"400", b"Refused", b"", b""]
 
 
 def _text(frame: bytes) -> str:
