@@ -105,8 +105,7 @@ class Door:
         try:
             self._gate.add(self)
         except BaseException:
-            guarded.disable_monitor()
-            self.monitor.close(linger=0)
+            self.close()
             raise
 
     # ---- the socket's thread -----------------------------------------------------------
