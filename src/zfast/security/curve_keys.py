@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, TypeAlias
@@ -123,7 +124,7 @@ def _decode(key: str, kind: str) -> bytes:
         if len(key) != Z85_LENGTH:
             raise ValueError
         data: bytes = z85.decode(key.encode("ascii"))
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, struct.error):
         # Without its cause, which would show the key.
         data = b""
     if len(data) != 32 or z85.encode(data) != key.encode():

@@ -20,6 +20,7 @@ from zfast.security.audit import record
 from zfast.security.connections import Connection, Connections
 from zfast.security.curve_keys import KeyPair, fingerprint
 from zfast.security.gate import process_gate
+from zfast.security.heap import HeapKeeper
 from zfast.security.limits import Limits
 from zfast.security.listeners import Listeners
 from zfast.security.roles import Verb
@@ -98,6 +99,7 @@ class Door:
         self._connections = Connections(limits.handshake_ms / 1000)
         self._guests: dict[str, float] = {}
         self._failure = ""
+        self._heap = HeapKeeper()
         self._gate = process_gate()
         self._set_options()
         self._listeners = Listeners(guarded, limits)
@@ -283,6 +285,9 @@ class Door:
         for key in keys:
             if not any(key in other.keys for other in self._connections):
                 self._guests.pop(key, None)
+        if not keys:
+            self._heap.strangers_left()
+            self.next_review_s = min(self.next_review_s, self._heap.due_s)
         if failure and not keys:
             record(
                 "refused",
@@ -318,7 +323,8 @@ class Door:
             self._needs_maintenance = True
             if self._on_change is not None:
                 self._on_change()
-        self.next_review_s = min(next_s, self._next_key_change_s)
+        self._heap.give_back()
+        self.next_review_s = min(next_s, self._next_key_change_s, self._heap.due_s)
 
     def _may_stay_until(self, key: str) -> float:
         identities = self._access.identities(key)
