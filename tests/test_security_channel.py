@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from security_peers import Peer, Records
 
+from security_peers import Peer, Records
 from zfast import Channel
 from zfast.context import process_context
 from zfast.errors import ChannelClosedError, HandshakeError, RecvTimeoutError, TransportError
@@ -132,7 +132,9 @@ def test_nothing_of_a_peer_without_key_or_role_is_unpickled(who, tmp_path, unpic
 # ---- frames that are not ours ----------------------------------------------------------------
 
 _GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01CURVE" + b"\0" * 15 + b"\0" + b"\0" * 31
-_HELLO = b"\x04\xc8\x05HELLO\x01\x00" + b"\0" * 72 + os.urandom(32) + struct.pack(">Q", 1) + os.urandom(80)  # fmt: skip
+_HELLO = b"".join(
+    [b"\x04\xc8\x05HELLO\x01\x00", b"\0" * 72, os.urandom(32), b"\0" * 7, b"\1", os.urandom(80)]
+)
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -267,8 +269,7 @@ def test_a_thousand_silent_strangers_do_not_keep_a_good_client_out(server):
     speak(endpoint)
     silent = []
     try:
-        for _ in range(1000):
-            silent.append(socket.create_connection(("127.0.0.1", port)))
+        silent.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(1000))
         # Within libzmq's own patience, when they would all still be there without the limit.
         speak(endpoint)
         # And none of them is left in the end.

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import zmq
-from security_peers import Peer, Records, serving
 
+from security_peers import Peer, Records, serving
 from zfast import Channel
 from zfast.addresses import InsecureEndpointWarning
 from zfast.context import process_context
@@ -125,9 +125,9 @@ def test_nothing_is_bound_when_the_zap_handler_does_not_answer(monkeypatch):
 
 
 def test_nothing_is_bound_when_the_handler_lets_strangers_in(monkeypatch):
-    from zfast.security.door import Door
+    from zfast.security.doorkeeper import Doorkeeper
 
-    monkeypatch.setattr(Door, "_judge", lambda *_, **__: (None, ""))
+    monkeypatch.setattr(Doorkeeper, "_judge", lambda *_, **__: (None, ""))
     guarded = process_context().socket(zmq.ROUTER)
     with pytest.raises(TransportError, match="failed its self-test"):
         security().guard(guarded, verbs=[Verb.PUT])
@@ -435,15 +435,15 @@ def test_a_client_that_trusts_two_keys_finds_the_one_that_is_served():
 
 
 def test_a_handler_that_fails_refuses_and_comes_back(monkeypatch):
-    from zfast.security.door import Door
+    from zfast.security.doorkeeper import Doorkeeper
 
-    judge = Door._judge
+    judge = Doorkeeper._judge
     with Records() as records, serving(security()) as service:
-        monkeypatch.setattr(Door, "_judge", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(Doorkeeper, "_judge", lambda *_, **__: 1 / 0)
         with Peer(service.endpoint, WORKER, SERVER.public) as peer:
             assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_DISCONNECTED)
             records.wait_for("refused", "error")
-            monkeypatch.setattr(Door, "_judge", judge)
+            monkeypatch.setattr(Doorkeeper, "_judge", judge)
             assert peer.ask(b"claim") == [b"yes", b"worker"]
 
 
@@ -469,11 +469,14 @@ def test_without_a_handler_nobody_comes_in():
     guarded.curve_secretkey = SERVER.secret.reveal()
     port = guarded.bind_to_random_port("tcp://127.0.0.1")
     with Peer(f"tcp://127.0.0.1:{port}", WORKER, SERVER.public) as peer:
-        assert peer.wait_for(
-            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-            zmq.EVENT_HANDSHAKE_SUCCEEDED,
-        ) != zmq.EVENT_HANDSHAKE_SUCCEEDED
+        assert (
+            peer.wait_for(
+                zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+                zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+                zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            )
+            != zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
     guarded.close(0)
     context.term()
 

@@ -75,7 +75,9 @@ def test_the_roles_of_people_contain_each_other():
         (TokenFacts("okta", {"groups": {"prefect-prod-developer": 1}}), "prod", None),
         (TokenFacts("evil", {"groups": ["prefect-prod-developer"]}), "prod", None),
         (
-            TokenFacts("okta", {"https://sts.amazonaws.com/": {"principal_tags": {"team": "data"}}}),
+            TokenFacts(
+                "okta", {"https://sts.amazonaws.com/": {"principal_tags": {"team": "data"}}}
+            ),
             "any",
             "Runner",
         ),
@@ -101,8 +103,10 @@ def test_the_first_rule_that_matches_decides(facts, environment, role):
         st.text(max_size=8),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-            lambda inner: st.lists(inner, max_size=3)
-            | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+            ),
             max_leaves=8,
         ),
         max_size=4,
@@ -139,7 +143,9 @@ _RULE = '[[rule]]\nrole="Owner"\nenvironments=["prod"]\n'
         (_ISSUER + _RULE + 'issuer="a"\nclaim="sub"', "needs either key"),
         (_RULE + 'issuer="a"\nclaim="sub"\nmatches="*"', "which the policy does not have"),
         (
-            _ISSUER + _RULE + 'issuer="a"\nclaim=["https://sts.amazonaws.com/","request_tags","r"]\n'
+            _ISSUER
+            + _RULE
+            + 'issuer="a"\nclaim=["https://sts.amazonaws.com/","request_tags","r"]\n'
             'matches="*"',
             "whoever asks for the token chooses",
         ),

@@ -20,8 +20,8 @@ import jwt
 import pytest
 import zmq
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from security_peers import Peer, Records, Service, serving
 
+from security_peers import Peer, Records, Service, serving
 from zfast.errors import AccessDeniedError, TokenError
 from zfast.security import issuer as issuer_module
 from zfast.security.access import Access
@@ -128,7 +128,9 @@ class Issuer:
         keys = []
         for kid, (key, algorithm) in self.keys.items():
             kind = jwt.algorithms.get_default_algorithms()[algorithm]
-            keys.append({**kind.to_jwk(key.public_key(), as_dict=True), "kid": kid, "alg": algorithm})
+            keys.append(
+                {**kind.to_jwk(key.public_key(), as_dict=True), "kid": kid, "alg": algorithm}
+            )
         return {"keys": keys}
 
     def sign(self, kid: str = "k1", *, lasts_s: float = 60, header=None, **claims: object) -> str:
@@ -330,9 +332,10 @@ def test_a_token_that_is_too_long_is_not_looked_at(issuer):
 def test_no_record_and_no_error_holds_a_token(issuer):
     token = issuer.sign()
     forged = issuer.sign()[:-6] + "AAAAAA"
-    with Records() as records, serving(
-        security_for(policy_for(issuer.url)), takes_tokens=True
-    ) as service:
+    with (
+        Records() as records,
+        serving(security_for(policy_for(issuer.url)), takes_tokens=True) as service,
+    ):
         with connect(service) as peer:
             told = [peer.ask(b"token", text.encode()) for text in (token, forged)]
     shown = "".join(records.texts) + repr(told) + repr(service.door.identity(PEER.public.z85))

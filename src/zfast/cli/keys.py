@@ -290,7 +290,9 @@ def _open(folder: Path | None, environment: str | None) -> tuple[KeyFolder, str]
     try:
         from zfast.security.settings import load_settings
     except ModuleNotFoundError as error:
-        raise ConfigError(f"keys need {error.name}", hint="pip install 'zfast[security]'") from error
+        raise ConfigError(
+            f"keys need {error.name}", hint="pip install 'zfast[security]'"
+        ) from error
     settings = load_settings()
     return KeyFolder(folder or settings.key_folder), environment or settings.environment
 

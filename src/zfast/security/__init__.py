@@ -6,8 +6,9 @@ who holds the key, a policy what that one may do. Everything here fails closed.
 ::
 
     server_security  client_security   what a socket owner uses
-    door                               one guarded socket: its listeners, its peers, its verdicts
-    gate                               the process's ZAP handler, which asks the doors
+    door  listeners                    one guarded socket, and what it listens with
+    doorkeeper                         who gets in there, who is connected, who has to leave
+    gate                               the process's ZAP handler, which asks the doorkeepers
     zap  connections                   the handler's messages; who is connected, and the cut
     reload                             files that changed take effect without a restart
     access                             one environment's table of identities
@@ -15,5 +16,5 @@ who holds the key, a policy what that one may do. Everything here fails closed.
     policy  roles                      rules, roles, verbs
     sources  settings  key_folder      where keys come from
     curve_keys  private_files          a key, and the files that hold one
-    same_user  limits  audit
+    routing_ids  same_user  limits  heap  audit
 """

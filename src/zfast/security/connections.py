@@ -158,7 +158,7 @@ class Connections:
         return reversed(recent)
 
 
-class _duplicate:  # noqa: N801 – used like a function
+class _duplicate:
     """A duplicate of a connection's descriptor while it still is that connection, else None.
 
     It lives for microseconds: as long as it does, libzmq's close does not end the connection.

@@ -1,11 +1,7 @@
-"""Door: one guarded socket – who gets in, what each may ask for, and the cut of who may not stay."""
+"""Door: one guarded socket, as its owner uses it – bind, ask who may do what, close."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import struct
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -14,41 +10,17 @@ import zmq
 
 from zfast.addresses import parse_endpoint
 from zfast.errors import AccessDeniedError
-from zfast.security import zap
 from zfast.security.access import Access, Identity
 from zfast.security.audit import record
-from zfast.security.connections import Connection, Connections
 from zfast.security.curve_keys import KeyPair, fingerprint
+from zfast.security.doorkeeper import Doorkeeper
 from zfast.security.gate import process_gate
-from zfast.security.heap import HeapKeeper
 from zfast.security.limits import Limits
 from zfast.security.listeners import Listeners
 from zfast.security.roles import Verb
 
 if TYPE_CHECKING:
     from zfast.security.tokens import TokenDesk
-
-_EVENT = struct.Struct("=Hi")
-_FAILURES = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "",  # its ZAP request was recorded
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshake not finished",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "malformed handshake",
-}
-_PROTOCOL_ERRORS = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "not CURVE",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "wrong server key",
-}
-_EVENTS = (
-    zmq.EVENT_ACCEPTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
-#: The one refusal that may be another one's in a moment.
-_FULL = "too many guests"
-_numbers = itertools.count(1)
 
 
 class Door:
@@ -88,24 +60,24 @@ class Door:
         self._socket = guarded
         self._access = access
         self._keys = keys
-        self._verbs = verbs
         self._tokens = tokens
         self._limits = limits
         self._on_change = on_change
         self._needs_maintenance = False
-        self._next_key_change_s = float("inf")
-        self.domain = f"zfast/{access.environment}/{next(_numbers)}"
-        self.next_review_s = float("inf")
-        self._connections = Connections(limits.handshake_ms / 1000)
-        self._guests: dict[str, float] = {}
-        self._failure = ""
-        self._heap = HeapKeeper()
-        self._gate = process_gate()
-        self._set_options()
         self._listeners = Listeners(guarded, limits)
-        self.monitor = self._open_monitor()
+        self._keeper = Doorkeeper(
+            guarded,
+            access=access,
+            verbs=verbs,
+            takes_guests=tokens is not None,
+            limits=limits,
+            ports=lambda: self._listeners.ports,
+            look_at_keys=self._look_at_keys,
+        )
+        self._set_options()
+        self._gate = process_gate()
         try:
-            self._gate.add(self)
+            self._gate.add(self._keeper)
         except BaseException:
             self.close()
             raise
@@ -119,8 +91,7 @@ class Door:
             ConfigError: The endpoint is malformed.
             TransportError: It cannot be bound; ``errno`` says why.
         """
-        pairs, self._next_key_change_s = self._keys()
-        endpoint = self._listeners.bind(parse_endpoint(url, guarded=True), pairs)
+        endpoint = self._listeners.bind(parse_endpoint(url, guarded=True), self._keys()[0])
         self._gate.command(lambda: None)  # to look again when the keys change
         return endpoint
 
@@ -129,7 +100,7 @@ class Door:
         if not self._needs_maintenance:
             return
         self._needs_maintenance = False
-        pairs, self._next_key_change_s = self._keys()
+        pairs, _ = self._keys()
         if self._listeners.keys and not self._listeners.serves(pairs):
             self._listeners.serve(pairs)
             record(
@@ -144,7 +115,7 @@ class Door:
         """Guard no longer: before the socket is closed, so that nobody comes in unwatched."""
         if not self._socket.closed:
             self._socket.disable_monitor()
-        self._gate.remove(self)
+        self._gate.remove(self._keeper)
 
     # ---- any thread --------------------------------------------------------------------
 
@@ -162,7 +133,7 @@ class Door:
         """
         identity = self._access.find(user_id, verb)
         if fd is not None:
-            self._connections.settle(fd, user_id)
+            self._keeper.settle(fd, user_id)
         if identity is None:
             print_ = _printable(user_id)
             who = self.identity(user_id)
@@ -205,159 +176,22 @@ class Door:
 
     def peers(self) -> list[tuple[str, Identity | None]]:
         """Address and identity of each connection whose key is known."""
-        return [
-            (connection.address, self.identity(next(iter(connection.keys))))
-            for connection in self._connections
-            if connection.keys
-        ]
+        return [(address, self.identity(key)) for address, key in self._keeper.peers()]
 
-    # ---- the gate's thread -------------------------------------------------------------
-
-    def judge(self, request: zap.Request) -> list[bytes]:
-        """The reply to one handshake."""
-        key = request.key
-        is_test = request.address == zap.SELF_TEST_ADDRESS
-        identity, reason = self._judge(request, may_be_guest=not is_test)
-        if not is_test:
-            self._tell(request, identity, reason)
-        if reason:
-            return zap.refuse(request.request_id, for_now=reason == _FULL)
-        if not is_test:
-            self._connections.assign(key, request.address)
-        return zap.admit(request)
-
-    def _tell(self, request: zap.Request, identity: Identity | None, reason: str) -> None:
-        key = request.key
-        record(
-            "refused" if reason else "admitted",
-            reason=reason,
-            mechanism=request.mechanism,
-            address=request.address,
-            key=fingerprint(key) if key else "",
-            subject=identity.subject if identity else self._access.name_of(key),
-            role=identity.role.value if identity else "" if reason else "guest",
-            environment=self._access.environment,
-        )
-
-    def _judge(self, request: zap.Request, *, may_be_guest: bool) -> tuple[Identity | None, str]:
-        """Who it is, and why it is refused."""
-        if request.mechanism != "CURVE":
-            return None, "not CURVE"
-        key = request.key
-        if self._access.is_revoked(key):
-            return None, "revoked key"
-        identities = self._access.identities(key)
-        for identity in identities:
-            if identity.role.verbs & self._verbs:
-                return identity, ""
-        if identities:
-            return identities[0], "role has no business here"
-        if self._access.name_of(key) and self._tokens is None:
-            return None, "no role in this environment"
-        if self._tokens is None or not may_be_guest:
-            return None, "unknown key"
-        if len(self._guests) >= self._limits.guests and key not in self._guests:
-            return None, _FULL
-        self._guests[key] = time.monotonic() + self._limits.guest_ms / 1000
-        self.next_review_s = min(self.next_review_s, self._guests[key])
-        return None, ""
-
-    def read_monitor(self) -> None:
-        """Take the news of the socket's connections."""
-        while True:
-            try:
-                event, value = _EVENT.unpack(self.monitor.recv(zmq.DONTWAIT))
-                self.monitor.recv(zmq.DONTWAIT)  # our endpoint, always the same
-            except zmq.Again:
-                return
-            if event == zmq.EVENT_ACCEPTED:
-                if self._connections.accepted(value, self._listeners.ports) is not None:
-                    self._bound_half_open()
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._ended(self._connections.ended(value))
-            elif event in _FAILURES:
-                # The end of that connection is the next thing that its monitor tells.
-                self._failure = _PROTOCOL_ERRORS.get(value, _FAILURES[zmq.Event(event)])
-
-    def _ended(self, connection: Connection | None) -> None:
-        failure, self._failure = self._failure, ""
-        keys = connection.keys if connection is not None else frozenset()
-        for key in keys:
-            if not any(key in other.keys for other in self._connections):
-                self._guests.pop(key, None)
-        if not keys:
-            self._heap.strangers_left()
-            self.next_review_s = min(self.next_review_s, self._heap.due_s)
-        if failure and not keys:
-            record(
-                "refused",
-                reason=(connection and connection.failure) or failure,
-                address=connection.address if connection is not None else "",
-                environment=self._access.environment,
-            )
-
-    def _bound_half_open(self) -> None:
-        """Make room: the oldest stranger goes, since a handshake takes milliseconds."""
-        if len(self._connections) <= self._limits.half_open:
-            return
-        half_open = self._connections.half_open()
-        for connection in half_open[: max(0, len(half_open) - self._limits.half_open)]:
-            connection.failure = "too many half-open connections"
-            connection.cut()
-
-    def review(self) -> None:
-        """Cut whoever may no longer be there, and see when to look again."""
-        now = time.monotonic()
-        next_s = float("inf")
-        for connection in self._connections:
-            for key in connection.keys:
-                until_s = self._may_stay_until(key)
-                if until_s <= now:
-                    self._cut(connection, key)
-                    break
-                next_s = min(next_s, until_s)
-        for key in [key for key, until_s in self._guests.items() if until_s <= now]:
-            del self._guests[key]
-        if self._listeners.keys and not self._listeners.serves(self._keys()[0]):
-            self._next_key_change_s = float("inf")
+    def _look_at_keys(self) -> float:
+        """On the gate's thread: note whether ``maintain`` has something to do."""
+        pairs, change_s = self._keys()
+        if self._listeners.keys and not self._listeners.serves(pairs):
             self._needs_maintenance = True
             if self._on_change is not None:
                 self._on_change()
-        self._heap.give_back()
-        self.next_review_s = min(next_s, self._next_key_change_s, self._heap.due_s)
-
-    def _may_stay_until(self, key: str) -> float:
-        identities = self._access.identities(key)
-        if any(identity.role.verbs & self._verbs for identity in identities):
-            self._guests.pop(key, None)
-            grant = self._access.grant_of(key)
-            # One of two identities may end before the other: look then.
-            return grant.until_monotonic_s if grant is not None else float("inf")
-        if self._access.is_revoked(key):
-            return 0.0
-        return self._guests.get(key, 0.0)
-
-    def _cut(self, connection: Connection, key: str) -> None:
-        if self._access.is_revoked(key):
-            reason = "revoked key"
-        elif key in self._guests:
-            reason = "no token in time"
-        else:
-            reason = "no longer allowed"
-        connection.cut()
-        record(
-            "cut",
-            reason=reason,
-            address=connection.address,
-            key=fingerprint(key),
-            environment=self._access.environment,
-        )
+        return change_s
 
     # ---- making it ---------------------------------------------------------------------
 
     def _set_options(self) -> None:
         guarded, limits = self._socket, self._limits
-        guarded.zap_domain = self.domain.encode()
+        guarded.zap_domain = self._keeper.domain.encode()
         guarded.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         guarded.maxmsgsize = limits.frame_nbytes
         guarded.handshake_ivl = limits.handshake_ms
@@ -367,16 +201,6 @@ class Door:
         if guarded.type == zmq.ROUTER:
             # A second peer under a routing id in use is ignored, not given the first one's mail.
             guarded.router_handover = False
-
-    def _open_monitor(self) -> zmq.Socket[bytes]:
-        endpoint = f"inproc://zfast-door-{os.getpid()}-{self.domain}"
-        self._socket.monitor(endpoint, _EVENTS)
-        monitor = self._gate.context.socket(zmq.PAIR)
-        # Without a limit: a full monitor would stop libzmq's I/O thread.
-        monitor.rcvhwm = 0
-        monitor.linger = 0
-        monitor.connect(endpoint)
-        return monitor
 
 
 def _printable(user_id: str) -> str:

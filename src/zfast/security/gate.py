@@ -36,7 +36,7 @@ _MAX_TURN = 64
 
 
 class Guard(Protocol):
-    """What the gate asks, see ``zfast.security.door.Door``. All but ``domain`` on its thread."""
+    """What the gate asks on its thread, see ``zfast.security.doorkeeper.Doorkeeper``."""
 
     @property
     def domain(self) -> str:

@@ -136,7 +136,7 @@ def _fetch(uri: str) -> dict[str, Any]:
         raise URLError(f"its answer is longer than {MAX_DOCUMENT_NBYTES} bytes")
     document = json.loads(data)
     if not isinstance(document, dict):
-        raise ValueError("its answer is no JSON object")
+        raise URLError("its answer is no JSON object")
     return document
 
 

@@ -256,7 +256,7 @@ class KeyFolder:
         return folder
 
     def _public_keys(self, folder: Path) -> dict[str, str]:
-        """By their Z85, the names that their files have: what a file calls itself proves nothing."""
+        """Names of files by the keys in them: what a file calls itself proves nothing."""
         return {
             read_public_key(path).z85: path.name.removesuffix(".pub")
             for path in sorted(folder.glob("*.pub"))

@@ -177,9 +177,7 @@ def read_policy(path: Path) -> Policy:
 
 def key_rule(name: str, role: Role, environment: str) -> str:
     """The TOML of a rule for one key, to append to a policy."""
-    return (
-        f'\n[[rule]]\nkey = "{name}"\nrole = "{role.value}"\nenvironments = ["{environment}"]\n'
-    )
+    return f'\n[[rule]]\nkey = "{name}"\nrole = "{role.value}"\nenvironments = ["{environment}"]\n'
 
 
 def _mismatch(rule: Rule, facts: KeyFacts | TokenFacts, environment: str) -> str | None:
@@ -222,7 +220,9 @@ def _claim(claims: Mapping[str, Any], path: tuple[str, ...]) -> list[str] | None
 def _check_issuer(issuer: IssuerConfig, source: str) -> None:
     for url in (issuer.issuer, issuer.jwks_uri):
         if url is not None and not _is_trusted_url(url):
-            raise ConfigError(f"{source}: {url!r} is not https://", hint="http is for loopback only")
+            raise ConfigError(
+                f"{source}: {url!r} is not https://", hint="http is for loopback only"
+            )
     unknown = set(issuer.algorithms) - set(ALGORITHMS)
     if unknown or not issuer.algorithms:
         raise ConfigError(

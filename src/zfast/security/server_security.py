@@ -47,7 +47,9 @@ class ServerSecurity:
         self._pid = os.getpid()
         state = source.load()
         if not state.pairs:
-            raise ConfigError("there is no server key", hint="make one with 'zfast keys new server'")
+            raise ConfigError(
+                "there is no server key", hint="make one with 'zfast keys new server'"
+            )
         self._state = state
         self.access = Access(environment, state.policy, state.authorized, state.revoked)
         self._source = source
@@ -56,7 +58,9 @@ class ServerSecurity:
         self._tokens: TokenDesk | None = None
 
     @classmethod
-    def load(cls, environment: str | None = None, *, limits: Limits | None = None) -> ServerSecurity:
+    def load(
+        cls, environment: str | None = None, *, limits: Limits | None = None
+    ) -> ServerSecurity:
         """With keys and policy from where the ``ZFAST_*`` variables say, else the key folder.
 
         Args:

@@ -7,7 +7,6 @@ from zmq.utils.monitor import recv_monitor_message
 
 from zfast import _core
 
-
 _HANDSHAKES = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
