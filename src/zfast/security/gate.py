@@ -262,6 +262,7 @@ class Gate:
                     guard.review()
                 except Exception:
                     logger.exception("the peers of %s could not be reviewed", guard.domain)
+                    time.sleep(RESTART_S)  # it is tried again at once
 
 
 _lock = threading.Lock()
