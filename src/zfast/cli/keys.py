@@ -86,11 +86,11 @@ def list_(*, folder: Folder = None, json: Json = False) -> None:
 
     keys, _ = _open(folder, None)
     rows = [_describe(own) for own in keys.list_own()]
-    environments = sorted({row["environment"] for row in rows})
+    environments = sorted({str(row["environment"]) for row in rows})
     groups = {
         "authorized": keys.authorized(),
         "revoked": keys.revoked(),
-        **{f"trusted in {name}": keys.trusted(str(name)) for name in environments},
+        **{f"trusted in {name}": keys.trusted(name) for name in environments},
     }
     rows += [
         {"kind": kind, "name": name, "environment": "", "fingerprint": fingerprint(key)}

@@ -230,7 +230,7 @@ class Doorkeeper:
     def _open_monitor(self, monitored: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
         endpoint = f"inproc://zfast-door-{os.getpid()}-{self.domain}"
         monitored.monitor(endpoint, _EVENTS)
-        monitor = monitored.context.socket(zmq.PAIR)
+        monitor: zmq.Socket[bytes] = monitored.context.socket(zmq.PAIR)
         # Without a limit: a full monitor would stop libzmq's I/O thread.
         monitor.rcvhwm = 0
         monitor.linger = 0
