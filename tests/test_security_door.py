@@ -555,3 +555,38 @@ def test_a_fork_needs_security_of_its_own(monkeypatch):
         with pytest.raises(ConfigError, match="belongs to the parent"):
             guard.guard(guarded, verbs=[Verb.PUT])
     guarded.close(0)
+
+
+# ---- promise 12: topics ---------------------------------------------------------------------
+
+
+def test_a_publisher_grants_topics_by_the_subscribers_key_not_by_what_it_asks_for():
+    guard = security()
+    publisher = process_context().socket(zmq.XPUB)
+    publisher.linger = 0
+    publisher.setsockopt(zmq.XPUB_MANUAL, 1)
+    door = guard.guard(publisher, verbs=[Verb.SUBSCRIBE])
+    endpoint = door.bind("tcp://127.0.0.1:*")
+    topics = {"viewer": b"prod/", "developer": b"staging/"}
+    subscribers = {}
+    for pair in (VIEWER, DEVELOPER):
+        subscriber = process_context().socket(zmq.SUB)
+        subscriber.linger = 0
+        ClientSecurity(pair, [SERVER.public])._set_options(subscriber, SERVER.public)
+        subscriber.subscribe(b"")  # everything
+        subscriber.connect(endpoint)
+        subscribers[pair.public.name] = subscriber
+    for _ in subscribers:
+        assert publisher.poll(20_000)
+        asked = publisher.recv(copy=False)
+        identity = door.authorise(str(asked.get("User-Id")), Verb.SUBSCRIBE)
+        publisher.setsockopt(zmq.SUBSCRIBE, topics[identity.subject])
+    publisher.send(b"prod/one")
+    publisher.send(b"staging/two")
+    assert subscribers["viewer"].recv() == b"prod/one"
+    assert subscribers["developer"].recv() == b"staging/two"
+    for subscriber in subscribers.values():
+        assert not subscriber.poll(100)
+        subscriber.close(0)
+    door.close()
+    publisher.close(0)
