@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -63,6 +64,12 @@ class ChangingSource:
         for name, value in values.items():
             setattr(self, name, value)
         self._version += 1
+
+
+def say_if_connected(peer):
+    """Not waiting: a socket that was refused and does not try again has nobody to send to."""
+    with contextlib.suppress(zmq.Again):
+        peer.send(b"claim", zmq.DONTWAIT)
 
 
 def wait_until(condition, timeout_s=15.0):
@@ -158,7 +165,7 @@ def test_a_stranger_is_refused_with_one_record_and_a_count(pair, server, reason)
     before = counters().get(("refused", reason), 0)
     with Records() as records, serving(security()) as service:
         with Peer(service.endpoint, pair, server.public, reconnect_ivl=-1) as peer:
-            peer.socket.send(b"claim")
+            say_if_connected(peer.socket)
             record = records.wait_for("refused", reason)
             if pair is STRANGER:
                 assert record["mechanism"] == "CURVE"
@@ -179,7 +186,7 @@ def test_a_peer_without_curve_is_refused(mechanism):
         if mechanism == "PLAIN":
             peer.plain_username, peer.plain_password = b"u", b"a-password"
         peer.connect(service.endpoint)
-        peer.send(b"claim")
+        say_if_connected(peer)
         records.wait_for("refused", "not CURVE")
         peer.close(0)
         assert service.heard == []
@@ -488,8 +495,8 @@ def test_another_zap_handler_in_the_context_is_an_error_that_says_so():
     gate = process_gate()
     gate.stop()
     other = process_context().socket(zmq.REP)
-    other.bind("inproc://zeromq.zap.01")
     try:
+        wait_until(lambda: is_bound(other, "inproc://zeromq.zap.01"))
         guarded = process_context().socket(zmq.ROUTER)
         with pytest.raises(ConfigError, match="another ZAP handler"):
             security().guard(guarded, verbs=[Verb.PUT])
@@ -497,6 +504,17 @@ def test_another_zap_handler_in_the_context_is_an_error_that_says_so():
     finally:
         other.close(0)
         process_gate().stop()
+
+
+def is_bound(other, endpoint):
+    """Bind it; the endpoint of a closed socket is free a moment later."""
+    try:
+        other.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 # ---- limits ------------------------------------------------------------------------------
