@@ -53,6 +53,7 @@ def _all_targets() -> Iterator[Target]:
         frames = f"DataFrame, 100 MB, {transport}"
         yield Target(frames, "zfast-channel", "pyzmq-multipart", 2.5)
         yield Target(f"{frames}, last 8 kept", "zfast-channel", "pyzmq-multipart", 1.5)
+    yield Target("DataFrame, 100 MB, tcp with CURVE", "zfast-channel", "pyzmq-multipart", 1.4)
     for size in ("1 MB", "100 MB", "1 GB"):
         yield Target(f"hand-over, {size}, consumer starts", "zfast", at_most_s=0.002)
     for memory in ("np.zeros", "made in a thread", "Arrow strings"):

@@ -36,13 +36,14 @@ class Endpoint:
         return f"{self.scheme}://{self.address}"
 
 
-def parse_endpoint(url: str, *, insecure: bool = False) -> Endpoint:
+def parse_endpoint(url: str, *, insecure: bool = False, guarded: bool = False) -> Endpoint:
     """Check an endpoint before libzmq sees it.
 
     Args:
         url: ``inproc://name``, ``ipc:///path``, ``ipc://@abstract-name`` or ``tcp://host:port``;
             port ``*`` lets the system choose when binding.
         insecure: Allow unencrypted tcp on the loopback interface, with a warning.
+        guarded: CURVE protects tcp, see ``zfast.security``.
 
     Raises:
         ConfigError: The endpoint is malformed, or is tcp that nothing protects.
@@ -67,7 +68,9 @@ def parse_endpoint(url: str, *, insecure: bool = False) -> Endpoint:
             hint="use a shorter folder",
         )
     if scheme == "tcp":
-        _check_tcp(url, address, insecure)
+        _check_tcp(url, address)
+        if not guarded:
+            _check_unguarded(url, address, insecure)
     return Endpoint(scheme, address)
 
 
@@ -104,20 +107,28 @@ def is_served(endpoint: Endpoint) -> bool:
         return probe.connect_ex(endpoint.address) == 0
 
 
-def _check_tcp(url: str, address: str, insecure: bool) -> None:
+def _check_tcp(url: str, address: str) -> None:
     host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not host or not (port == "*" or (port.isdigit() and int(port) < 65536)):
+    if (
+        not separator
+        or not host.strip("[]")
+        or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536))
+    ):
         raise ConfigError(f"{url!r} is not tcp://host:port", hint="give both host and port")
+
+
+def _check_unguarded(url: str, address: str, insecure: bool) -> None:
+    host = address.rpartition(":")[0].strip("[]")
     if not insecure:
         raise ConfigError(
-            f"{url!r} would be open to anyone who can reach it",
-            hint="use ipc://, or insecure=True for a loopback address",
+            f"{url!r} would be open to anyone who can reach it: tcp takes keys",
+            hint="make them with 'zfast keys new server' and pass security=ServerSecurity.load(); "
+            "or use ipc://, or insecure=True for a loopback address",
         )
     if not _is_loopback(host):
         raise ConfigError(
             f"{url!r} is not a loopback address, and insecure=True is for loopback only",
-            hint="use 127.0.0.1 or ipc://",
+            hint="make keys with 'zfast keys new server', or use 127.0.0.1 or ipc://",
         )
     warnings.warn(
         f"{url} is not encrypted and open to every user of this host",

@@ -28,6 +28,9 @@ from zfast.transport.peer import Kind, Peer
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from zfast.security.client_security import ClientSecurity
+    from zfast.security.server_security import ServerSecurity
+
 #: A value or batch above this is streamed.
 PLAIN_MAX_NBYTES = 1 << 20
 
@@ -63,6 +66,7 @@ class Channel:
         memory_nbytes: int | None = None,
         checksum: bool = False,
         insecure: bool = False,
+        security: ServerSecurity | None = None,
     ) -> Self:
         """Open the side that peers connect to.
 
@@ -76,12 +80,13 @@ class Channel:
                 None is half of the machine's memory.
             checksum: Send digests (XXH3) with values above 1 MiB; the receiver checks them.
             insecure: Allow unencrypted tcp, on loopback only.
+            security: Keys, for tcp: peers whose role may ``put`` come in, and nobody else.
 
         Raises:
             ConfigError: The endpoint is malformed or unprotected, or a limit is out of range.
             TransportError: It cannot be bound; ``errno`` says why.
         """
-        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure)
+        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure, security)
         return cls(Link(endpoint, bound=True, options=options))
 
     @classmethod
@@ -94,9 +99,14 @@ class Channel:
         memory_nbytes: int | None = None,
         checksum: bool = False,
         insecure: bool = False,
+        security: ClientSecurity | None = None,
     ) -> Self:
-        """Open the side that connects; the bound side may come later. Arguments as ``bind``."""
-        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure)
+        """Open the side that connects; the bound side may come later. Arguments as ``bind``.
+
+        Over tcp with keys, every call may raise HandshakeError: the bound side refuses our key, or
+        has none that we trust.
+        """
+        options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure, security)
         return cls(Link(endpoint, bound=False, options=options))
 
     @property
@@ -453,8 +463,13 @@ def _decoded(content: _core.Message | StreamedValue, copy: bool) -> Any:
 
 
 def _options(
-    hwm: int, window_nbytes: int, memory_nbytes: int | None, checksum: bool, insecure: bool
+    hwm: int,
+    window_nbytes: int,
+    memory_nbytes: int | None,
+    checksum: bool,
+    insecure: bool,
+    security: ServerSecurity | ClientSecurity | None,
 ) -> LinkOptions:
     if memory_nbytes is None:
         memory_nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return LinkOptions(hwm, window_nbytes, memory_nbytes, checksum, insecure)
+    return LinkOptions(hwm, window_nbytes, memory_nbytes, checksum, insecure, security)

@@ -10,7 +10,10 @@
     ├── TransportError         (OSError)      a socket failed; ``errno`` is kept
     │   ├── SendTimeoutError   (TimeoutError) no peer took the message in time
     │   ├── RecvTimeoutError   (TimeoutError) no message came in time
-    │   └── ChannelClosedError                the channel is closed, or closed with data unread
+    │   ├── ChannelClosedError                the channel is closed, or closed with data unread
+    │   └── HandshakeError                    the other side refused our key, or is not who we trust
+    ├── AccessDeniedError      (PermissionError) a key or token does not allow what was asked
+    │   └── TokenError                        a token was refused
     ├── CodecError                            a value cannot be encoded or decoded
     ├── StoreError             (OSError)      the result store's folder failed; ``errno`` is kept
     │   ├── KeyNotFoundError   (KeyError)     no object under that key
@@ -134,6 +137,18 @@ class RecvTimeoutError(TransportError, TimeoutError):
 
 class ChannelClosedError(TransportError):
     """The channel is closed, or was closed with messages unread."""
+
+
+class HandshakeError(TransportError):
+    """The other side refused our key, or could not prove that it has the key we trust."""
+
+
+class AccessDeniedError(_SystemError, PermissionError):
+    """A peer's key or token does not allow what it asked for."""
+
+
+class TokenError(AccessDeniedError):
+    """A bearer token was refused; the message says why and never holds the token."""
 
 
 class CodecError(ZfastError):

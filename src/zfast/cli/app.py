@@ -36,6 +36,16 @@ app.command(
     "done, and objects are damaged (verify) or could not be moved (import, export), or the store "
     "still exceeds its budget (gc).",
 )
+app.command(
+    "zfast.cli.keys:app",
+    name="keys",
+    help="Make, list, authorize, rotate and revoke CURVE keys.",
+)
+app.command(
+    "zfast.cli.token:app",
+    name="token",
+    help="See what a bearer token, or a key, is allowed.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:

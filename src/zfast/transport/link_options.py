@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zfast.errors import ConfigError
+from zfast.security.client_security import ClientSecurity
+from zfast.security.server_security import ServerSecurity
 from zfast.transport.streams import CHUNK_NBYTES, INITIAL_CREDIT
 
 #: Messages queued for a peer before a sender waits, and received before a peer has to wait.
@@ -22,8 +24,11 @@ class LinkOptions:
     memory_nbytes: int = 1 << 62
     checksum: bool = False
     insecure: bool = False
+    security: ServerSecurity | ClientSecurity | None = None
 
     def __post_init__(self) -> None:
+        if self.insecure and self.security is not None:
+            raise ConfigError("give security= or insecure=True, not both")
         if not isinstance(self.hwm, int) or self.hwm < 1:
             raise ConfigError(f"hwm must be a whole number of messages from 1 on, not {self.hwm!r}")
         if not isinstance(self.window_nbytes, int) or self.window_nbytes < INITIAL_CREDIT:

@@ -7,15 +7,25 @@ import errno
 import zmq
 
 from zfast import _core
-from zfast.addresses import SocketFile, is_served, parse_endpoint
+from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
 from zfast.context import process_context
-from zfast.errors import TransportError
+from zfast.errors import ConfigError, TransportError
+from zfast.security.client_security import ClientSecurity, not_trusted, refused
+from zfast.security.door import Door
+from zfast.security.roles import Verb
+from zfast.security.same_user import admit_only_this_user, check_same_user
+from zfast.security.server_security import ServerSecurity
 from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.link_options import LinkOptions
 from zfast.transport.peer import Peer
 
 #: How long one waiting receive may take: in that time nobody looks at the connection.
 PATIENCE_S = 0.005
+#: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
+#: every second one may.
+MAX_FAILED_HANDSHAKES = 16
+#: What a link's peer must be allowed to do: its values are unpickled.
+LINK_VERBS = frozenset({Verb.PUT})
 
 
 class Port:
@@ -36,7 +46,12 @@ class Port:
     """
 
     def __init__(self, url: str, *, bound: bool, options: LinkOptions) -> None:
-        endpoint = parse_endpoint(url, insecure=options.insecure)
+        guarded = options.security is not None
+        endpoint = parse_endpoint(url, insecure=options.insecure, guarded=guarded)
+        if guarded and isinstance(options.security, ServerSecurity) != bound:
+            raise ConfigError(
+                f"{endpoint}: binding takes a ServerSecurity, connecting a ClientSecurity"
+            )
         if bound and is_served(endpoint):
             raise TransportError(
                 f"cannot bind {endpoint}: Address already in use",
@@ -51,6 +66,8 @@ class Port:
         self.socket.linger = 0
         self.socket.rcvtimeo = int(PATIENCE_S * 1000)
         self._file: SocketFile | None = None
+        self._door: Door | None = None
+        self._trust: ClientSecurity | None = None
         # Not ZMQ_IMMEDIATE: with it, what a peer said before it closed is lost (libzmq 4.3.5).
         self._connection = None
         if not self.shares_memory:
@@ -60,10 +77,9 @@ class Port:
         try:
             if bound:
                 self.socket.router_mandatory = True
-                self.socket.bind(self.endpoint)
-                self._file = SocketFile(endpoint)
-                self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+                self._bind(endpoint, options)
             else:
+                self._guard_connecting(endpoint, options)
                 self.socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self.close(0)
@@ -71,6 +87,25 @@ class Port:
                 f"cannot {'bind' if bound else 'connect to'} {endpoint}: {error.strerror}",
                 errno=error.errno,
             ) from error
+        except BaseException:
+            self.close(0)
+            raise
+
+    def _bind(self, endpoint: Endpoint, options: LinkOptions) -> None:
+        if endpoint.scheme == "tcp" and isinstance(options.security, ServerSecurity):
+            self._door = options.security.guard(self.socket, verbs=LINK_VERBS)
+            self.endpoint = self._door.bind(self.endpoint)
+            return
+        admit_only_this_user(self.socket, endpoint)
+        self.socket.bind(self.endpoint)
+        self._file = SocketFile(endpoint)
+        self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def _guard_connecting(self, endpoint: Endpoint, options: LinkOptions) -> None:
+        check_same_user(endpoint)
+        if endpoint.scheme == "tcp" and isinstance(options.security, ClientSecurity):
+            self._trust = options.security
+            self._trust.guard(self.socket, self.endpoint)
 
     @property
     def closed(self) -> bool:
@@ -83,10 +118,21 @@ class Port:
         return self._connection is None or self._connection.connected
 
     def lost(self) -> bool:
-        """Take the news; whether the connection that once stood has ended."""
+        """Take the news; whether the connection that once stood has ended.
+
+        Raises:
+            HandshakeError: The other side refuses our key, or is not who we trust.
+        """
+        if self._door is not None:
+            self._door.maintain()
         if self._connection is None:
             return False
         self._connection.read()
+        if self._trust is not None:
+            if self._connection.refused:
+                raise refused(self.endpoint, self._trust)
+            if self._connection.failures >= MAX_FAILED_HANDSHAKES:
+                raise not_trusted(self.endpoint, self._trust)
         return self._connection.lost
 
     def poll(self, events: int, timeout: float | None) -> int:
@@ -104,6 +150,8 @@ class Port:
         """Close the socket; what is not sent may take ``linger_ms`` to leave."""
         if self._connection is not None:
             self._connection.close()
+        if self._door is not None:
+            self._door.close()
         self.socket.close(linger=linger_ms)
         if self._file is not None:
             self._file.remove()

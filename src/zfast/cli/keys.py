@@ -1,0 +1,316 @@
+"""``zfast keys``: key pairs of this host, and which keys of others may come in."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from zfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zfast.security.key_folder import KeyFolder, OwnKey
+
+app = App(
+    name="keys",
+    help="Make, list, authorize, rotate and revoke CURVE keys.",
+    help_flags=["--help", "-h"],
+    version_flags=[],
+    result_action="return_value",
+)
+
+Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
+Folder = Annotated[Path | None, Parameter(show_default=False)]
+Json = Annotated[bool, Parameter(negative="", show_default=False)]
+RoleName = Literal["Viewer", "Runner", "Developer", "Owner", "Worker"]
+
+
+@app.command
+def new(
+    kind: Literal["server", "client"],
+    /,
+    *,
+    name: str | None = None,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Make a key pair for this host.
+
+    Parameters
+    ----------
+    kind
+        A server binds, a client connects.
+    name
+        What to call it, such as worker-1.  [default: the kind]
+    environment
+        Such as prod or staging.  [default: ZFAST_ENVIRONMENT, else default]
+    folder
+        The key folder.  [default: ZFAST_KEYS, else ~/.config/zfast/keys]
+    json
+        Print JSON and nothing else.
+    """
+    keys, environment = _open(folder, environment)
+    own = keys.new(environment, name or kind)
+    public = keys.path / environment / f"{own.name}.pub"
+    if json:
+        _print_json({**_describe(own), "public_file": str(public)})
+        return
+    print(f"made {own.name} of {environment}: {own.pair.public.fingerprint}")
+    print(f"its public key, to hand out: {public}")
+    if kind == "server":
+        print(f"on clients: zfast keys trust {public.name} --environment {environment}")
+    else:
+        print(
+            f"on servers: zfast keys authorize {public.name} --role Worker "
+            f"--environment {environment}"
+        )
+
+
+@app.command(name="list")
+def list_(*, folder: Folder = None, json: Json = False) -> None:
+    """Show every key of the folder: own, authorized, trusted and revoked.
+
+    Parameters
+    ----------
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    from zfast.security.curve_keys import fingerprint
+
+    keys, _ = _open(folder, None)
+    rows = [_describe(own) for own in keys.list_own()]
+    environments = sorted({str(row["environment"]) for row in rows})
+    groups = {
+        "authorized": keys.authorized(),
+        "revoked": keys.revoked(),
+        **{f"trusted in {name}": keys.trusted(name) for name in environments},
+    }
+    rows += [
+        {"kind": kind, "name": name, "environment": "", "fingerprint": fingerprint(key)}
+        for kind, known in groups.items()
+        for key, name in known.items()
+    ]
+    if json:
+        _print_json(rows)
+        return
+    for row in rows:
+        where = f"{row['environment']}/" if row["environment"] else ""
+        retires = row.get("retires")
+        until = f"  retires {_when(float(str(retires)))}" if retires else ""
+        print(f"{row['kind']!s:<18} {where + str(row['name']):<28} {row['fingerprint']}{until}")
+
+
+@app.command
+def show(
+    what: str = "server",
+    /,
+    *,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Show a public key, to compare it or to hand it out.
+
+    Parameters
+    ----------
+    what
+        The name of a key pair of this host, or an authorized key's name or fingerprint.
+    environment
+        Of the key pair.
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    keys, environment = _open(folder, environment)
+    if (keys.path / environment / f"{what}.key").exists():
+        public = keys.own_keys(environment, what)[0].pair.public
+    else:
+        public = keys.find(what)
+    if json:
+        _print_json({"name": what, "public": public.z85, "fingerprint": public.fingerprint})
+    else:
+        print(f"fingerprint  {public.fingerprint}\npublic       {public.z85}")
+
+
+@app.command
+def authorize(
+    key: str,
+    /,
+    *,
+    role: RoleName | None = None,
+    name: str | None = None,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Let a client's key in.
+
+    Parameters
+    ----------
+    key
+        Its .pub file, or the key itself.
+    role
+        What it may do: adds a rule to policy.toml.  [default: what the policy's rules say]
+    name
+        What to call it; rules match it.  [default: as in the file]
+    environment
+        Where it may do that.
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    from zfast.security.roles import Role
+
+    keys, environment = _open(folder, environment)
+    public = keys.find(key)
+    name = name or public.name
+    if not name:
+        raise ConfigError("a key without a name", hint="give it one with --name")
+    path = keys.authorize(public, name, Role(role) if role else None, environment)
+    if json:
+        _print_json({"name": name, "fingerprint": public.fingerprint, "file": str(path)})
+        return
+    print(f"authorized {name}: {public.fingerprint}")
+    print(f"it is {role} in {environment}" if role else "its role is what policy.toml says")
+
+
+@app.command
+def trust(
+    file: Path,
+    /,
+    *,
+    name: str | None = None,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Let clients of this host connect to a server.
+
+    Parameters
+    ----------
+    file
+        The server's .pub file, brought here by a way that you trust.
+    name
+        What to call it.  [default: as in the file]
+    environment
+        Whose server it is.
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    from zfast.security.key_folder import read_public_key
+
+    keys, environment = _open(folder, environment)
+    public = read_public_key(file)
+    path = keys.trust(environment, public, name or public.name or "server")
+    if json:
+        _print_json({"fingerprint": public.fingerprint, "file": str(path)})
+    else:
+        print(f"trusted in {environment}: {public.fingerprint}")
+        print("compare it with 'zfast keys show server' on the server")
+
+
+@app.command
+def rotate(
+    name: str = "server",
+    /,
+    *,
+    grace_hours: Annotated[float, Parameter(validator=Number(gte=0))] = 24.0,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Put a new key pair in the place of one; a running server takes it up by itself.
+
+    Parameters
+    ----------
+    name
+        The key pair, server or a client's.
+    grace_hours
+        How long a server serves the old key too.
+    environment
+        Of the key pair.
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    keys, environment = _open(folder, environment)
+    old = keys.own_keys(environment, name)[0].pair.public
+    own = keys.rotate(environment, name, grace_hours * 3600)
+    if json:
+        _print_json({**_describe(own), "previous_fingerprint": old.fingerprint})
+        return
+    print(f"new key of {environment}/{name}: {own.pair.public.fingerprint}")
+    if name == "server":
+        until = _when(time.time() + grace_hours * 3600)
+        print(f"the old one, {old.fingerprint}, is served until {until}")
+        print(f"until then, on clients: zfast keys trust {name}.pub --name NEW-NAME "
+              f"--environment {environment}")  # fmt: skip
+    else:
+        print(f"on servers: zfast keys authorize {name}.pub, then zfast keys revoke "
+              f"{old.fingerprint[:16]}")  # fmt: skip
+
+
+@app.command
+def revoke(key: str, /, *, folder: Folder = None, json: Json = False) -> None:
+    """Let a key in no more: running servers cut its connections within a second.
+
+    Parameters
+    ----------
+    key
+        Its name, fingerprint (8 characters are enough), .pub file, or the key itself.
+    folder
+        The key folder.
+    json
+        Print JSON and nothing else.
+    """
+    keys, _ = _open(folder, None)
+    public = keys.find(key)
+    path = keys.revoke(public, public.name)
+    if json:
+        _print_json({"fingerprint": public.fingerprint, "file": str(path)})
+    else:
+        print(f"revoked {public.name or 'key'}: {public.fingerprint}")
+
+
+def _open(folder: Path | None, environment: str | None) -> tuple[KeyFolder, str]:
+    from zfast.security.key_folder import KeyFolder
+
+    try:
+        from zfast.security.settings import load_settings
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"keys need {error.name}", hint="pip install 'zfast[security]'"
+        ) from error
+    settings = load_settings()
+    return KeyFolder(folder or settings.key_folder), environment or settings.environment
+
+
+def _describe(own: OwnKey) -> dict[str, object]:
+    return {
+        "kind": "own",
+        "name": own.name,
+        "environment": own.environment,
+        "public": own.pair.public.z85,
+        "fingerprint": own.pair.public.fingerprint,
+        "retires": own.retires,
+    }
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _print_json(value: object) -> None:
+    print(json_module.dumps(value, indent=2))

@@ -1,0 +1,194 @@
+"""ClientSecurity: the key that a process shows to servers, and the servers that it trusts."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import zmq
+
+from zfast.context import process_context
+from zfast.errors import ConfigError, HandshakeError
+from zfast.security.curve_keys import KeyPair, PublicKey, SecretSource, resolve_secret
+from zfast.security.limits import Limits
+
+if TYPE_CHECKING:
+    from zfast.security.settings import SecuritySettings
+
+#: How long an endpoint is asked which of several trusted keys it has.
+CHOICE_S = 2.0
+#: How often a client tries again, at first and at most.
+RECONNECT_MS = 100
+RECONNECT_MAX_MS = 10_000
+
+_EVENT = struct.Struct("=Hi")
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+class ClientSecurity:
+    """Guards the sockets that a process connects on tcp.
+
+    Args:
+        secret: This process's secret key, or what holds or fetches it; fetched when the first
+            socket connects.
+        servers: Public keys that a server may have: one, or in a rotation the old and the new one.
+        token: Gives the bearer token when one is needed, or None.
+
+    Threads: any.
+    """
+
+    def __init__(
+        self,
+        secret: SecretSource | KeyPair,
+        servers: Iterable[PublicKey],
+        *,
+        token: Callable[[], str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._secret = secret
+        self._pair: KeyPair | None = secret if isinstance(secret, KeyPair) else None
+        self.servers = tuple(servers)
+        self.limits = limits or Limits()
+        self._token = token
+        if not self.servers:
+            raise ConfigError("a client needs the public key of its server")
+
+    @classmethod
+    def load(
+        cls, environment: str | None = None, *, name: str = "client", limits: Limits | None = None
+    ) -> ClientSecurity:
+        """With keys from where the ``ZFAST_*`` variables say, else the key folder.
+
+        Args:
+            environment: None is that of ``ZFAST_ENVIRONMENT``, else ``default``.
+            name: Which key pair of the folder.
+
+        Raises:
+            ConfigError: Keys are missing, malformed or open to others.
+        """
+        from zfast.security.settings import load_settings
+        from zfast.security.sources import load_client_pair, load_trusted_servers
+
+        settings = load_settings()
+        if environment is not None:
+            settings = settings.model_copy(update={"environment": environment})
+        return cls(
+            load_client_pair(settings, name),
+            load_trusted_servers(settings),
+            token=_token_source(settings),
+            limits=limits,
+        )
+
+    @property
+    def pair(self) -> KeyPair:
+        """This process's key pair.
+
+        Raises:
+            ConfigError: What should hold it holds no key.
+        """
+        if self._pair is None:
+            assert not isinstance(self._secret, KeyPair)
+            self._pair = KeyPair.from_secret(self._secret, "client")
+        return self._pair
+
+    def token(self) -> str | None:
+        """The bearer token to present, read anew; None when there is none.
+
+        Raises:
+            ConfigError: Its file cannot be read, or is open to others.
+        """
+        return self._token() if self._token is not None else None
+
+    def guard(self, guarded: zmq.Socket[bytes], endpoint: str) -> None:
+        """Prepare a socket of the calling thread to connect to ``endpoint``.
+
+        When several keys are trusted, the endpoint is asked which one it has; a server that does
+        not answer in 2 s is taken to have the first.
+
+        Raises:
+            ConfigError: There is no key.
+        """
+        server = self.servers[0]
+        if len(self.servers) > 1:
+            server = find_server_key(endpoint, self) or server
+        self._set_options(guarded, server)
+
+    def _set_options(self, guarded: zmq.Socket[bytes], server: PublicKey) -> None:
+        pair, limits = self.pair, self.limits
+        guarded.curve_serverkey = server.z85.encode()
+        guarded.curve_publickey = pair.public.z85.encode()
+        guarded.curve_secretkey = pair.secret.reveal()
+        guarded.maxmsgsize = limits.frame_nbytes
+        guarded.handshake_ivl = limits.handshake_ms
+        guarded.heartbeat_ivl = limits.heartbeat_ms
+        guarded.heartbeat_timeout = 3 * limits.heartbeat_ms
+        guarded.reconnect_ivl = RECONNECT_MS
+        guarded.reconnect_ivl_max = RECONNECT_MAX_MS
+
+
+def find_server_key(
+    endpoint: str, security: ClientSecurity, *, timeout_s: float = CHOICE_S
+) -> PublicKey | None:
+    """Which of the trusted keys the server at an endpoint has; None when none answers in time.
+
+    Raises:
+        HandshakeError: It has one of them, and refuses this process's key.
+    """
+    context = process_context()
+    poller = zmq.Poller()
+    askers: dict[zmq.Socket[bytes], tuple[zmq.Socket[bytes], PublicKey]] = {}
+    try:
+        for server in security.servers:
+            asker = context.socket(zmq.DEALER)
+            asker.linger = 0
+            security._set_options(asker, server)
+            monitor = asker.get_monitor_socket(_EVENTS)
+            askers[monitor] = (asker, server)
+            poller.register(monitor, zmq.POLLIN)
+            asker.connect(endpoint)
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            for monitor, _ in poller.poll(int(left_s * 1000) + 1):
+                event = _EVENT.unpack(monitor.recv_multipart()[0])[0]
+                if event == _REFUSED:
+                    raise refused(endpoint, security)
+                return askers[monitor][1]
+        return None
+    finally:
+        for monitor, (asker, _) in askers.items():
+            asker.disable_monitor()
+            monitor.close(linger=0)
+            asker.close(linger=0)
+
+
+def refused(endpoint: str, security: ClientSecurity) -> HandshakeError:
+    """The error for a server that does not let this process's key in."""
+    return HandshakeError(
+        f"{endpoint} refused our key {security.pair.public.fingerprint}",
+        hint="on the server: 'zfast keys authorize KEY.pub --role ROLE', and see its log at DEBUG "
+        "for the reason",
+    )
+
+
+def not_trusted(endpoint: str, security: ClientSecurity) -> HandshakeError:
+    """The error for a server that cannot prove to have a trusted key, or speaks no CURVE."""
+    trusted = ", ".join(key.fingerprint for key in security.servers)
+    return HandshakeError(
+        f"{endpoint} is not the server we trust: no handshake ends with key {trusted}",
+        hint="compare with 'zfast keys show server' on the server; after a rotation, trust the new "
+        "key too",
+    )
+
+
+def _token_source(settings: SecuritySettings) -> Callable[[], str] | None:
+    from zfast.security.private_files import read_private_file
+    from zfast.security.settings import taken_secret
+
+    path = settings.token_file
+    if path is not None:
+        return lambda: read_private_file(path).decode("ascii", "replace").strip()
+    held = taken_secret("ZFAST_TOKEN")
+    return (lambda: resolve_secret(held)) if held is not None else None

@@ -1,0 +1,334 @@
+"""A folder of keys and who may come in; public keys in it are files for configuration management.
+
+::
+
+    FOLDER/                          0700
+        policy.toml                  rules, see zfast.security.policy
+        authorized/NAME.pub          peers that may come in, if a rule gives them a role
+        revoked/NAME-FINGERPRINT.pub peers that may not, whatever a rule says
+        ENVIRONMENT/NAME.key         a key pair of this host's own, 0600; NAME: server, client, …
+        ENVIRONMENT/NAME.pub         its public key, to hand out
+        ENVIRONMENT/NAME.previous.key  the pair before the last rotation, valid until it retires
+        ENVIRONMENT/trusted/NAME.pub servers that clients of this host connect to
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from zfast.errors import ConfigError
+from zfast.security.curve_keys import Z85_LENGTH, KeyPair, PublicKey, SecretKey, fingerprint
+from zfast.security.policy import Policy, key_rule, read_policy
+from zfast.security.private_files import (
+    check_private_folder,
+    make_private_folder,
+    read_private_file,
+    read_protected_file,
+    write_private_file,
+    write_public_file,
+)
+from zfast.security.roles import Role
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_POLICY = "policy.toml"
+_LOCK = ".lock"
+_AUTHORIZED = "authorized"
+_REVOKED = "revoked"
+_TRUSTED = "trusted"
+_PREVIOUS = "previous"
+
+
+class _PublicFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    public: str
+    name: str = ""
+    fingerprint: str = ""
+
+
+class _SecretFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    public: str
+    secret: str
+    name: str = ""
+    retires: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKey:
+    """A key pair of this host's own.
+
+    Attributes:
+        retires: When it is no longer served, in seconds since the epoch; None is never.
+    """
+
+    environment: str
+    name: str
+    pair: KeyPair
+    retires: float | None
+
+
+class KeyFolder:
+    """Reads and changes a key folder. Every read checks modes and owners anew.
+
+    Args:
+        path: The folder; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ---- reading -----------------------------------------------------------------------
+
+    def own_keys(self, environment: str, name: str) -> list[OwnKey]:
+        """The pair of a name, then the one before it if it has not retired yet.
+
+        Raises:
+            ConfigError: There is none, or a file is open to others or malformed.
+        """
+        check_private_folder(self.path)
+        folder = self.path / check_name(environment, "an environment")
+        current = folder / f"{check_name(name, 'a key')}.key"
+        if not current.exists():
+            kind = "server" if name == "server" else "client"
+            raise ConfigError(
+                f"there is no key {current}",
+                hint=f"make it with 'zfast keys new {kind} --environment {environment}'",
+            )
+        check_private_folder(folder)
+        found = [_read_pair(environment, name, current)]
+        previous = folder / f"{name}.{_PREVIOUS}.key"
+        if previous.exists():
+            old = _read_pair(environment, name, previous)
+            if old.retires is None or old.retires > time.time():
+                found.append(old)
+        return found
+
+    def list_own(self) -> list[OwnKey]:
+        """Every pair of every environment; retired ones too."""
+        check_private_folder(self.path)
+        return [
+            _read_pair(path.parent.name, path.name.removesuffix(".key"), path)
+            for path in sorted(self.path.glob("*/*.key"))
+        ]
+
+    def authorized(self) -> dict[str, str]:
+        """Names of the keys that may come in, by their Z85."""
+        return self._public_keys(self.path / _AUTHORIZED)
+
+    def revoked(self) -> dict[str, str]:
+        """The keys that may not come in, by their Z85: each name with its fingerprint's start."""
+        return self._public_keys(self.path / _REVOKED)
+
+    def trusted(self, environment: str) -> dict[str, str]:
+        """Names of the servers that clients connect to, by their Z85."""
+        return self._public_keys(self.path / check_name(environment, "an environment") / _TRUSTED)
+
+    def policy(self) -> Policy:
+        """The policy; without its file one that allows nothing."""
+        return read_policy(self.path / _POLICY)
+
+    def signature(self) -> tuple[object, ...]:
+        """Differs when any file here has changed. Reads no file, never raises."""
+        found: list[object] = []
+        folders = [str(self.path)]
+        while folders:
+            try:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        info = entry.stat()
+                        found.append((entry.path, info.st_mtime_ns, info.st_size, info.st_ino,
+                                      info.st_mode))  # fmt: skip
+                        if entry.is_dir() and len(folders) < 1000:
+                            folders.append(entry.path)
+            except OSError as error:
+                found.append(error.errno)
+        return tuple(sorted(found, key=repr))
+
+    # ---- changing ----------------------------------------------------------------------
+
+    def new(self, environment: str, name: str) -> OwnKey:
+        """Make a key pair of a name.
+
+        Raises:
+            ConfigError: It is there already.
+        """
+        with self._changing():
+            folder = self._environment(environment)
+            path = folder / f"{check_name(name, 'a key')}.key"
+            if path.exists():
+                raise ConfigError(
+                    f"there is a key {path} already", hint="'zfast keys rotate' replaces it"
+                )
+            return self._write_new(folder, name)
+
+    def rotate(self, environment: str, name: str, grace_s: float) -> OwnKey:
+        """Put a new pair in a pair's place; the old one stays valid for ``grace_s`` seconds."""
+        with self._changing():
+            old = self.own_keys(environment, name)[0]
+            folder = self._environment(environment)
+            _write_pair(folder / f"{name}.{_PREVIOUS}.key", old.pair, time.time() + grace_s)
+            return self._write_new(folder, name)
+
+    def authorize(
+        self, key: PublicKey, name: str, role: Role | None, environment: str | None
+    ) -> Path:
+        """Let a key in: its file, and, with a role, a rule at the end of the policy."""
+        with self._changing():
+            if key.z85 in self.revoked():
+                raise ConfigError(f"key {key.fingerprint} is revoked", hint="make a new one")
+            path = self._folder(_AUTHORIZED) / f"{check_name(name, 'a key')}.pub"
+            known = self._public_keys(path.parent)
+            if path.exists() and known.get(key.z85) != name:
+                raise ConfigError(f"{path} is another key", hint="choose another --name")
+            write_public_file(path, _public_text(PublicKey(key.z85, name)))
+            if role is not None and environment is not None:
+                rules = self.path / _POLICY
+                text = read_protected_file(rules).decode() if rules.exists() else ""
+                rule = key_rule(name, role, check_name(environment, "an environment"))
+                if rule not in text:
+                    write_public_file(rules, text + rule)
+            return path
+
+    def trust(self, environment: str, key: PublicKey, name: str) -> Path:
+        """Let clients of this host connect to a server."""
+        with self._changing():
+            folder = self._environment(environment) / _TRUSTED
+            make_private_folder(folder)
+            path = folder / f"{check_name(name, 'a key')}.pub"
+            write_public_file(path, _public_text(PublicKey(key.z85, name)))
+            return path
+
+    def revoke(self, key: PublicKey, name: str) -> Path:
+        """Let a key in no more, whatever a rule or a token says."""
+        with self._changing():
+            path = self._folder(_REVOKED) / f"{name or 'key'}-{key.fingerprint[:16]}.pub"
+            write_public_file(path, _public_text(PublicKey(key.z85, name)))
+            # The one is there before the other is gone: there is no moment in between.
+            for known in (self.path / _AUTHORIZED).glob("*.pub"):
+                if read_public_key(known).z85 == key.z85:
+                    known.unlink()
+            return path
+
+    def find(self, what: str) -> PublicKey:
+        """The public key that a name, a fingerprint or its beginning, a file or Z85 stands for.
+
+        Raises:
+            ConfigError: None, or more than one.
+        """
+        if Path(what).suffix == ".pub" and Path(what).exists():
+            return read_public_key(Path(what))
+        known = {**self.revoked(), **self.authorized()}
+        found = {
+            key: name
+            for key, name in known.items()
+            if what in (name, key) or (len(what) >= 8 and fingerprint(key).startswith(what))
+        }
+        if not found and len(what) == Z85_LENGTH:
+            return PublicKey(what)
+        if len(found) != 1:
+            raise ConfigError(
+                f"{what!r} is {'more than one key' if found else 'no key here'}",
+                hint="'zfast keys list' shows names and fingerprints",
+            )
+        return PublicKey(*next(iter(found.items())))
+
+    def _write_new(self, folder: Path, name: str) -> OwnKey:
+        pair = KeyPair.generate(name)
+        _write_pair(folder / f"{name}.key", pair, None)
+        write_public_file(folder / f"{name}.pub", _public_text(pair.public))
+        return OwnKey(folder.name, name, pair, None)
+
+    def _environment(self, environment: str) -> Path:
+        if environment in (_AUTHORIZED, _REVOKED):
+            raise ConfigError(f"an environment cannot be called {environment!r}")
+        return self._folder(check_name(environment, "an environment"))
+
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
+        make_private_folder(folder)
+        return folder
+
+    def _public_keys(self, folder: Path) -> dict[str, str]:
+        """Names of files by the keys in them: what a file calls itself proves nothing."""
+        return {
+            read_public_key(path).z85: path.name.removesuffix(".pub")
+            for path in sorted(folder.glob("*.pub"))
+        }
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone, also among processes."""
+        make_private_folder(self.path)
+        check_private_folder(self.path)
+        with open(self.path / _LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def check_name(name: str, what: str) -> str:
+    """A name that is safe as part of a path and of a rule.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is no name for {what}", hint="use up to 64 letters, digits and . _ -"
+        )
+    return name
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """The key in a file of ours.
+
+    Raises:
+        ConfigError: It is none, or others may write to it.
+    """
+    try:
+        file = msgspec.toml.decode(read_protected_file(path), type=_PublicFile)
+        return PublicKey(file.public, file.name)
+    except (msgspec.DecodeError, ConfigError) as error:
+        if isinstance(error, ConfigError) and "Z85" not in str(error):
+            raise
+        raise ConfigError(f"{path} holds no public key of zfast: {error}") from error
+
+
+def _read_pair(environment: str, name: str, path: Path) -> OwnKey:
+    data = read_private_file(path)
+    try:
+        file = msgspec.toml.decode(data, type=_SecretFile)
+        pair = KeyPair(PublicKey(file.public, file.name), SecretKey(file.secret))
+        belongs = KeyPair.from_secret(file.secret).public.z85 == file.public
+    except (msgspec.DecodeError, ConfigError):
+        # Not "from": the cause may quote the file.
+        raise ConfigError(f"{path} holds no key pair of zfast") from None
+    if not belongs:
+        raise ConfigError(f"the public key in {path} is not that of its secret key")
+    return OwnKey(environment, name, pair, file.retires or None)
+
+
+def _write_pair(path: Path, pair: KeyPair, retires: float | None) -> None:
+    write_private_file(
+        path,
+        "# SECRET key of zfast. Never copy it to another host: make one there.\n"
+        f'name = "{pair.public.name}"\n'
+        f'public = "{pair.public.z85}"\n'
+        f'secret = "{pair.secret.reveal().decode()}"\n'
+        + (f"retires = {retires:.3f}  # seconds since 1970\n" if retires is not None else ""),
+    )
+
+
+def _public_text(key: PublicKey) -> str:
+    return (
+        "# Public key of zfast: safe to show and to keep in version control.\n"
+        f'name = "{key.name}"\n'
+        f'public = "{key.z85}"\n'
+        f'fingerprint = "{key.fingerprint}"\n'
+    )

@@ -1,0 +1,172 @@
+"""Where keys come from: a key folder, mounted files, environment variables, or secrets at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from zfast.errors import ConfigError
+from zfast.security.curve_keys import KeyPair, PublicKey
+from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.policy import Policy, read_policy
+from zfast.security.private_files import (
+    check_protected_folder,
+    read_private_file,
+    read_protected_file,
+)
+from zfast.security.settings import SecuritySettings, taken_secret
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that a server needs to know of keys, as of one moment.
+
+    Attributes:
+        pairs: Key pairs to serve, the one for new clients first; each with the time, in seconds
+            since the epoch, when it retires.
+        authorized: Names of the keys that may come in, by their Z85.
+    """
+
+    pairs: tuple[tuple[KeyPair, float], ...]
+    authorized: Mapping[str, str]
+    revoked: frozenset[str]
+    policy: Policy = field(repr=False)
+
+    def valid_pairs(self) -> tuple[list[KeyPair], float]:
+        """The pairs that have not retired, and the monotonic time when the next one does."""
+        now = time.time()
+        valid = [(pair, retires) for pair, retires in self.pairs if retires > now]
+        next_s = min((retires for _, retires in valid), default=float("inf"))
+        return [pair for pair, _ in valid], time.monotonic() + (next_s - now)
+
+
+class ServerSource(Protocol):
+    """Gives a server's state, again and again."""
+
+    def load(self) -> ServerState:
+        """The state now. Raises ConfigError."""
+
+    def signature(self) -> tuple[object, ...]:
+        """Differs when ``load`` would."""
+
+
+class FixedSource:
+    """A state that never changes by itself."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    def load(self) -> ServerState:
+        """The state."""
+        return self._state
+
+    def signature(self) -> tuple[object, ...]:
+        """Always the same."""
+        return ()
+
+
+class SettingsSource:
+    """A server's state from where the settings say: mounted files first, then the key folder."""
+
+    def __init__(self, settings: SecuritySettings) -> None:
+        self._settings = settings
+        self._folder = KeyFolder(settings.key_folder)
+
+    def load(self) -> ServerState:
+        """Read everything anew.
+
+        Raises:
+            ConfigError: Something is missing, malformed or open to others.
+        """
+        settings = self._settings
+        pairs: list[tuple[KeyPair, float]]
+        fixed = _pair_at_hand("server", settings.server_secret_key_file)
+        if fixed is not None:
+            pairs = [(fixed, float("inf"))]
+        else:
+            pairs = [
+                (own.pair, own.retires if own.retires is not None else float("inf"))
+                for own in self._folder.own_keys(settings.environment, "server")
+            ]
+        mounted = settings.authorized_folder
+        return ServerState(
+            tuple(pairs),
+            _mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
+            frozenset(self._folder.revoked()),
+            read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
+        )
+
+    def signature(self) -> tuple[object, ...]:
+        """Of every file that ``load`` reads."""
+        settings = self._settings
+        files = (settings.server_secret_key_file, settings.policy_file)
+        mounted = settings.authorized_folder
+        return (
+            self._folder.signature(),
+            KeyFolder(mounted).signature() if mounted is not None else (),
+            tuple(_file_signature(path) for path in files if path is not None),
+        )
+
+
+def load_client_pair(settings: SecuritySettings, name: str) -> KeyPair:
+    """The key pair that this process shows to servers.
+
+    Raises:
+        ConfigError: There is none, or it is open to others.
+    """
+    fixed = _pair_at_hand("client", settings.client_secret_key_file)
+    if fixed is not None:
+        return fixed
+    return KeyFolder(settings.key_folder).own_keys(settings.environment, name)[0].pair
+
+
+def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
+    """The keys that a server may have, when this process connects to it.
+
+    On a host that has the server's own key too, that key is trusted.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    texts = settings.server_public_keys.split(",")
+    if settings.server_public_keys_file is not None:
+        texts += read_protected_file(settings.server_public_keys_file).decode().splitlines()
+    keys = [PublicKey(text.strip()) for text in texts if text.strip()]
+    folder = KeyFolder(settings.key_folder)
+    if not keys:
+        keys = [PublicKey(key, name) for key, name in folder.trusted(settings.environment).items()]
+    if not keys and (folder.path / settings.environment / "server.key").exists():
+        keys = [own.pair.public for own in folder.own_keys(settings.environment, "server")]
+    if not keys:
+        raise ConfigError(
+            f"no server of environment {settings.environment!r} is trusted here",
+            hint="bring its server.pub here and run 'zfast keys trust server.pub "
+            f"--environment {settings.environment}', or set ZFAST_SERVER_PUBLIC_KEYS",
+        )
+    return tuple(keys)
+
+
+def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
+    if path is not None:
+        return KeyPair.from_secret(read_private_file(path).decode("ascii", "replace"), kind)
+    secret = taken_secret(f"ZFAST_{kind.upper()}_SECRET_KEY")
+    return KeyPair.from_secret(secret, kind) if secret is not None else None
+
+
+def _mounted_keys(folder: Path) -> dict[str, str]:
+    check_protected_folder(folder)
+    return {
+        read_public_key(path).z85: path.name.removesuffix(".pub")
+        for path in sorted(folder.glob("*.pub"))
+    }
+
+
+def _file_signature(path: Path) -> tuple[object, ...]:
+    try:
+        info = path.stat()
+    except OSError as error:
+        return (error.errno,)
+    return info.st_mtime_ns, info.st_size, info.st_ino, info.st_mode

@@ -1,0 +1,322 @@
+"""Keys in files, variables and secrets: where they may be, who may read them, what shows them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from security_peers import Peer, serving
+from zfast.errors import ConfigError
+from zfast.security.client_security import ClientSecurity
+from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
+from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.roles import Role
+from zfast.security.server_security import ServerSecurity
+from zfast.security.settings import SECRET_VARIABLES
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFolder:
+    monkeypatch.setenv("ZFAST_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setattr("zfast.security.settings._taken", {})
+    return KeyFolder(tmp_path / "keys")
+
+
+def zfast(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+# ---- a key -------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_the_thumbprint_of_rfc_7638():
+    # RFC 8037's appendix has no vector for X25519: this one was computed by hand from RFC 7638.
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+
+    from zmq.utils import z85
+
+    key = bytes(range(32))
+    x = urlsafe_b64encode(key).rstrip(b"=").decode()
+    jwk = '{"crv":"X25519","kty":"OKP","x":"' + x + '"}'
+    expected = urlsafe_b64encode(sha256(jwk.encode()).digest()).rstrip(b"=").decode()
+    assert fingerprint(z85.encode(key).decode()) == expected
+
+
+@given(
+    st.text(max_size=50)
+    | st.text("0123456789abcdefABCDEF.-:+=^!/*?&<>()[]{}@%$#", min_size=40, max_size=40)
+)
+def test_whatever_is_no_key_is_an_error_that_does_not_show_it(text):
+    for kind in (PublicKey, SecretKey):
+        shown = ""
+        try:
+            kind(text)
+        except ConfigError as error:
+            shown = "".join(traceback.format_exception(error))
+        assert len(text) < 8 or text not in shown
+
+
+def test_a_secret_shows_itself_nowhere(caplog):
+    pair = KeyPair.generate("server")
+    secret = pair.secret.reveal().decode()
+    shown = [repr(pair), str(pair), repr(pair.secret), f"{pair.secret}", repr([pair])]
+    security = ServerSecurity.from_keys(pair, [])
+    client = ClientSecurity(pair, [pair.public])
+    shown += [repr(vars(security)), repr(vars(client)), repr(security), repr(client)]
+    assert not any(secret in text for text in shown)
+    with pytest.raises(ConfigError):
+        pickle.dumps(pair.secret)
+    with pytest.raises(ConfigError):
+        copy.deepcopy(pair)
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda s: s, SecretStr, lambda s: lambda: s, lambda s: lambda: SecretStr(s)]
+)
+def test_a_secret_may_be_held_in_what_prefect_blocks_have(hold):
+    pair = KeyPair.generate()
+    source = hold(pair.secret.reveal().decode())
+    assert KeyPair.from_secret(source).public.z85 == pair.public.z85
+
+
+def test_a_secret_is_fetched_when_it_is_needed_and_not_before():
+    pair = KeyPair.generate()
+    fetched = []
+
+    def fetch() -> str:
+        fetched.append(1)
+        return pair.secret.reveal().decode()
+
+    client = ClientSecurity(fetch, [pair.public])
+    assert fetched == []
+    assert client.pair.public.z85 == client.pair.public.z85 == pair.public.z85
+    assert fetched == [1]
+
+
+# ---- the folder --------------------------------------------------------------------------
+
+
+def test_a_new_folder_is_private_from_the_start(folder):
+    old = os.umask(0)
+    try:
+        folder.new("prod", "server")
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.path.rglob("*")}
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert modes["prod"] == 0o700
+    assert modes["server.key"] == 0o600
+    assert modes["server.pub"] == 0o644
+    secret = folder.own_keys("prod", "server")[0].pair.secret.reveal().decode()
+    assert secret not in (folder.path / "prod" / "server.pub").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "mode", "hint"),
+    [
+        (".", 0o755, "chmod 700"),
+        (".", 0o770, "chmod 700"),
+        ("prod", 0o711, "chmod 700"),
+        ("prod/server.key", 0o640, "chmod 600"),
+        ("prod/server.key", 0o604, "chmod 600"),
+        ("policy.toml", 0o664, "chmod go-w"),
+        ("authorized/w.pub", 0o666, "chmod go-w"),
+    ],
+)
+def test_what_is_open_to_others_is_refused_with_the_command_that_mends_it(folder, what, mode, hint):
+    folder.new("prod", "server")
+    folder.authorize(KeyPair.generate().public, "w", Role.WORKER, "prod")
+    ServerSecurity.load("prod")
+    (folder.path / what).chmod(mode)
+    with pytest.raises(ConfigError, match=f"{mode:04o}") as caught:
+        ServerSecurity.load("prod")
+    assert hint in str(caught.value)
+
+
+def test_a_key_that_is_missing_says_how_to_make_it(folder):
+    with pytest.raises(ConfigError, match="zfast keys new server"):
+        ServerSecurity.load("prod")
+    folder.new("staging", "server")
+    with pytest.raises(ConfigError, match="zfast keys new server --environment prod"):
+        ServerSecurity.load("prod")
+    with pytest.raises(ConfigError, match="zfast keys new client"):
+        ClientSecurity.load("prod")
+    folder.new("prod", "client")
+    with pytest.raises(ConfigError, match="zfast keys trust"):
+        ClientSecurity.load("prod")
+
+
+@pytest.mark.parametrize("text", ["", "name = 1", 'public = "x"\nsecret = "y"', "\0\xff"])
+def test_a_broken_key_file_says_so_and_does_not_show_itself(folder, text):
+    folder.new("prod", "server")
+    path = folder.path / "prod" / "server.key"
+    path.write_text(text + "# very-secret-words")
+    with pytest.raises(ConfigError, match="holds no key pair") as caught:
+        folder.own_keys("prod", "server")
+    assert "very-secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_public_key_that_is_not_that_of_the_secret_is_refused(folder):
+    own = folder.new("prod", "server")
+    path = folder.path / "prod" / "server.key"
+    other = KeyPair.generate().public.z85
+    path.write_text(path.read_text().replace(own.pair.public.z85, other))
+    with pytest.raises(ConfigError, match="is not that of its secret key"):
+        folder.own_keys("prod", "server")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb", 'a"b', "x" * 65])
+def test_a_name_that_would_be_a_path_or_a_rule_is_refused(folder, name):
+    with pytest.raises(ConfigError, match="is no name for"):
+        folder.new(name, "server")
+    with pytest.raises(ConfigError, match="is no name for"):
+        folder.authorize(KeyPair.generate().public, name, None, None)
+
+
+def test_a_revoked_key_is_no_longer_authorized_and_cannot_be_again(folder):
+    pair = KeyPair.generate("w")
+    folder.authorize(pair.public, "w", Role.WORKER, "prod")
+    folder.revoke(folder.find("w"), "w")
+    assert folder.authorized() == {}
+    assert set(folder.revoked()) == {pair.public.z85}
+    with pytest.raises(ConfigError, match="is revoked"):
+        folder.authorize(pair.public, "w2", Role.WORKER, "prod")
+
+
+def test_after_a_rotation_both_pairs_are_there_until_the_old_one_retires(folder):
+    old = folder.new("prod", "server")
+    new = folder.rotate("prod", "server", 3600)
+    public = [own.pair.public.z85 for own in folder.own_keys("prod", "server")]
+    assert public == [new.pair.public.z85, old.pair.public.z85]
+    assert read_public_key(folder.path / "prod" / "server.pub").z85 == public[0]
+    newest = folder.rotate("prod", "server", 0)
+    assert [own.pair.public.z85 for own in folder.own_keys("prod", "server")] == [
+        newest.pair.public.z85
+    ]
+
+
+# ---- from the folder to the socket ---------------------------------------------------------
+
+
+def test_keys_made_by_the_command_line_let_two_processes_speak_and_a_revocation_ends_it(folder):
+    assert zfast("keys", "new", "server", "-e", "prod").returncode == 0
+    assert zfast("keys", "new", "client", "--name", "worker-1", "-e", "prod").returncode == 0
+    public = str(folder.path / "prod" / "worker-1.pub")
+    done = zfast("keys", "authorize", public, "--role", "Worker", "-e", "prod", "--json")
+    assert json.loads(done.stdout)["name"] == "worker-1"
+    client = ClientSecurity.load("prod", name="worker-1")
+    with serving(ServerSecurity.load("prod")) as service:
+        with Peer(service.endpoint, client.pair, client.servers[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"worker-1"]
+            assert peer.ask(b"submit") == [b"no"]
+            assert zfast("keys", "revoke", "worker-1").returncode == 0
+            assert peer.wait_for(zmq.EVENT_DISCONNECTED)
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+
+
+def test_a_rotation_by_the_command_line_is_taken_up_by_a_running_server(folder):
+    folder.new("prod", "server")
+    pair = folder.new("prod", "client").pair
+    folder.authorize(pair.public, "client", Role.WORKER, "prod")
+    with serving(ServerSecurity.load("prod")) as service:
+        before = ClientSecurity.load("prod")
+        assert zfast("keys", "rotate", "-e", "prod").returncode == 0
+        after = ClientSecurity.load("prod")
+        assert len(after.servers) == 2
+        for server in (before.servers[0], after.servers[0]):
+            with Peer(service.endpoint, pair, server) as peer:
+                assert peer.ask(b"claim", timeout_s=20) == [b"yes", b"client"]
+
+
+def test_mounted_files_are_enough(tmp_path, folder, monkeypatch):
+    server, client = KeyPair.generate("server"), KeyPair.generate("pod")
+    mounted = tmp_path / "mounted"
+    (mounted / "authorized").mkdir(parents=True, mode=0o755)
+    for name, pair in (("server", server), ("client", client)):
+        path = mounted / name
+        path.write_bytes(pair.secret.reveal() + b"\n")
+        path.chmod(0o400)
+        monkeypatch.setenv(f"ZFAST_{name.upper()}_SECRET_KEY_FILE", str(path))
+    (mounted / "authorized" / "pod.pub").write_text(f'public = "{client.public.z85}"\n')
+    (mounted / "policy.toml").write_text(
+        '[[rule]]\nkey = "pod"\nrole = "Worker"\nenvironments = ["prod"]\n'
+    )
+    monkeypatch.setenv("ZFAST_AUTHORIZED_FOLDER", str(mounted / "authorized"))
+    monkeypatch.setenv("ZFAST_POLICY_FILE", str(mounted / "policy.toml"))
+    monkeypatch.setenv("ZFAST_SERVER_PUBLIC_KEYS", server.public.z85)
+    monkeypatch.setenv("ZFAST_ENVIRONMENT", "prod")
+    pod = ClientSecurity.load()
+    with serving(ServerSecurity.load()) as service:
+        with Peer(service.endpoint, pod.pair, pod.servers[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"pod"]
+    (mounted / "client").chmod(0o444)
+    with pytest.raises(ConfigError, match="defaultMode: 0400"):
+        ClientSecurity.load()
+    (mounted / "authorized").chmod(0o777)
+    with pytest.raises(ConfigError, match="others can write to it"):
+        ServerSecurity.load()
+
+
+def test_secrets_in_variables_are_used_and_reach_no_child(folder, monkeypatch):
+    pair = KeyPair.generate()
+    for name in SECRET_VARIABLES:
+        monkeypatch.setenv(name, pair.secret.reveal().decode())
+    monkeypatch.setenv("ZFAST_SERVER_PUBLIC_KEYS", pair.public.z85)
+    client = ClientSecurity.load()
+    assert client.pair.public.z85 == pair.public.z85
+    assert client.token() == pair.secret.reveal().decode()
+    script = "import os; print([n for n in os.environ if 'SECRET' in n or n == 'ZFAST_TOKEN'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# ---- the command line ----------------------------------------------------------------------
+
+
+def test_the_command_line_lists_shows_and_explains(folder):
+    made = json.loads(zfast("keys", "new", "server", "-e", "prod", "--json").stdout)
+    pair = KeyPair.generate()
+    zfast("keys", "authorize", pair.public.z85, "--name", "w", "--role", "Viewer", "-e", "prod")
+    listed = json.loads(zfast("keys", "list", "--json").stdout)
+    assert {(row["kind"], row["name"]) for row in listed} == {
+        ("own", "server"),
+        ("authorized", "w"),
+    }
+    assert json.loads(zfast("keys", "show", "-e", "prod", "--json").stdout) == {
+        "name": "server",
+        "public": made["public"],
+        "fingerprint": made["fingerprint"],
+    }
+    done = zfast("token", "check", "--key", "w", "-e", "prod", "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["role"], answer["verbs"]) == (0, "Viewer", ["subscribe"])
+    denied = zfast("token", "check", "--key", "w", "-e", "dev")
+    assert denied.returncode == 1
+    assert "is not for dev" in denied.stdout
+    assert "no role in dev" in denied.stderr
+    assert "is no key here" in zfast("keys", "revoke", "nobody").stderr
+    for done in (zfast("keys", "list"), zfast("keys", "show", "-e", "prod")):
+        secret = folder.own_keys("prod", "server")[0].pair.secret.reveal().decode()
+        assert secret not in done.stdout + done.stderr
