@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -14,8 +15,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+import cloudpickle
 import zmq
 
 from zfast import _core, arena
@@ -27,19 +30,25 @@ from zfast.runner import cycles
 from zfast.runner.job import Blob
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
+    AttemptId,
     ControlMessage,
     Failed,
     Forget,
     Free,
     Gone,
     Keep,
+    Leaving,
     Note,
     Ready,
+    Recall,
+    Returned,
     Run,
     Stop,
+    Warm,
     decode_control,
     encode_control,
 )
+from zfast.runner.slate import Slate
 from zfast.runner.worker_leases import WorkerLeases
 from zfast.sharing.handover import Parcel
 from zfast.sharing.segments import next_settling
@@ -56,11 +65,18 @@ class Executor(Protocol):
     was received and can never change.
     """
 
-    def run(self, code: Blob, context: Blob, parcels: list[Parcel]) -> list[Payload]:
+    def run(
+        self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int
+    ) -> list[Payload]:
         """Run one job: its blobs and parcels in, the result's payloads out.
 
-        Whatever it raises is told to the hub as the job's failure.
+        Whatever it raises is told to the hub as the job's failure. In an ``attempt`` after the
+        first, another worker has died of the job, and may have done any part of it.
         """
+        ...
+
+    def warm(self, codes: list[Blob], context: Blob) -> None:
+        """Get ready for jobs of these codes in this context, which may never come."""
         ...
 
     def close(self) -> None:
@@ -72,10 +88,45 @@ class Executor(Protocol):
 class Order:
     """A job as the worker has it. See ``zfast.runner.job.Job``."""
 
-    job_id: bytes
+    attempt: AttemptId
+    serial: int
     code: Blob
     context: Blob
     parcels: list[Parcel]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What to get ready for."""
+
+    codes: list[Blob]
+    context: Blob
+
+
+class WaitingOrders:
+    """What the main thread is to do, in order. Orders can be taken back until it has begun them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Order | WarmUp | None] = queue.SimpleQueue()
+        # To take an order out is to own it: one step, so that only one thread can.
+        self._orders: dict[AttemptId, Order] = {}
+
+    def put(self, item: Order | WarmUp | None) -> None:
+        """Queue something; None is the end."""
+        if isinstance(item, Order):
+            self._orders[item.attempt] = item
+        self._queue.put(item)
+
+    def take_back(self, attempt: AttemptId) -> bool:
+        """Take an order out; False if it was begun."""
+        return self._orders.pop(attempt, None) is not None
+
+    def get(self) -> Order | WarmUp | None:
+        """What is next, waited for; None at the end."""
+        while True:
+            item = self._queue.get()
+            if not isinstance(item, Order) or self._orders.pop(item.attempt, None) is not None:
+                return item
 
 
 @dataclass(slots=True)
@@ -95,18 +146,29 @@ class HubConnection:
         endpoint: The hub's.
         routing_id: Who the hub knows this worker as.
         segment_socket: Where the hub exchanges segments of shared memory; None where it cannot.
+        slate: Where to show signs of life.
+        beat_s: How often.
     """
 
-    def __init__(self, endpoint: str, routing_id: bytes, segment_socket: str | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        routing_id: bytes,
+        segment_socket: str | None,
+        slate: Slate,
+        beat_s: float,
+    ) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
+        self._slate = slate
+        self._beat_s = beat_s
         self.leases = WorkerLeases(segment_socket, self._wake)
         self._outbox: deque[_Outgoing] = deque()
         self._wake_receiver, self._wake_sender = os.pipe()
         os.set_blocking(self._wake_receiver, False)
         os.set_blocking(self._wake_sender, False)
         self._blobs: dict[bytes, bytes] = {}
-        self.jobs: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self.orders = WaitingOrders()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zfast-worker-io", daemon=True)
         self._thread.start()
@@ -150,8 +212,9 @@ class HubConnection:
         poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_receiver, zmq.POLLIN)
         while True:
-            look_again_s = next_settling() - time.monotonic()
-            poller.poll(None if look_again_s == float("inf") else int(look_again_s * 1000))
+            look_again_s = min(next_settling() - time.monotonic(), self._beat_s)
+            poller.poll(max(0, int(look_again_s * 1000)))
+            self._slate.beat()
             try:
                 os.read(self._wake_receiver, 4096)
             except BlockingIOError:
@@ -195,20 +258,33 @@ class HubConnection:
         elif isinstance(message, Forget):
             self._blobs = {}
         elif isinstance(message, Run):
-            self.jobs.put(
+            self.orders.put(
                 Order(
-                    message.job_id,
-                    Blob(message.code, self._blobs[message.code]),
-                    Blob(message.context, self._blobs[message.context]),
+                    message.attempt,
+                    message.serial,
+                    self._blob(message.code),
+                    self._blob(message.context),
                     self.leases.receive(message, buffers),
                 )
             )
+        elif isinstance(message, Recall):
+            if self.orders.take_back(message.attempt):
+                self.post(Returned(message.attempt))
+        elif isinstance(message, Warm):
+            codes = [self._blob(digest) for digest in message.codes]
+            self.orders.put(WarmUp(codes, self._blob(message.context)))
         elif isinstance(message, (Free, Gone)):
             self.leases.handle(message)
         elif isinstance(message, Stop):
-            self.jobs.put(None)
+            self.orders.put(None)
         else:
             raise ProtocolError(f"unexpected {type(message).__name__} from the hub")
+
+    def _blob(self, digest: bytes) -> Blob:
+        data = self._blobs.get(digest)
+        if data is None:
+            raise ProtocolError(f"the blob {digest.hex()} was not sent")
+        return Blob(digest, data)
 
 
 def main(config_json: str) -> None:
@@ -216,7 +292,7 @@ def main(config_json: str) -> None:
 
     Args:
         config_json: ``endpoint``, ``routing_id``, ``parent_pid``, ``runtime_folder``, ``executor``,
-            ``segment_socket``, ``lifeline``, ``main_file``.
+            ``segment_socket``, ``lifeline``, ``slate``, ``beat_s``, ``initializer``, ``main_file``.
     """
     config = json.loads(config_json)
     if config["main_file"]:
@@ -225,9 +301,15 @@ def main(config_json: str) -> None:
     module_name, _, name = config["executor"].partition(":")
     if config["segment_socket"]:
         share_arrays()
-    os.set_inheritable(config["lifeline"], False)  # for its forks, not for what it runs
+    for fd in (config["lifeline"], config["slate"]):
+        os.set_inheritable(fd, False)  # for its forks, not for what it runs
+    slate = Slate(config["slate"])
     connection = HubConnection(
-        config["endpoint"], config["routing_id"].encode(), config["segment_socket"]
+        config["endpoint"],
+        config["routing_id"].encode(),
+        config["segment_socket"],
+        slate,
+        config["beat_s"],
     )
     job_id = b""
 
@@ -237,16 +319,38 @@ def main(config_json: str) -> None:
     executor: Executor = getattr(importlib.import_module(module_name), name)(
         notify, connection.leases.handover.identify
     )
+    if config["initializer"]:
+        function, arguments = cloudpickle.loads(Path(config["initializer"]).read_bytes())
+        function(*arguments)
     cycles.modules_loaded()
+    leave_when_terminated(connection)
     connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
-    while (order := connection.jobs.get()) is not None:
-        job_id = order.job_id
-        shared_nbytes = sum(parcel.shared_nbytes for parcel in order.parcels)
-        shared_nbytes += _run_job(connection, executor, order)
-        del order  # its payloads are not to outlive it while the worker waits
-        cycles.job_done(shared_nbytes)
+    while (item := connection.orders.get()) is not None:
+        if isinstance(item, WarmUp):
+            executor.warm(item.codes, item.context)
+        else:
+            slate.begun = item.serial
+            job_id = item.attempt[0]
+            shared_nbytes = sum(parcel.shared_nbytes for parcel in item.parcels)
+            shared_nbytes += _run_job(connection, executor, item)
+            del item  # its payloads are not to outlive it while the worker waits
+            cycles.job_done(shared_nbytes)
     executor.close()
     connection.close()
+
+
+def leave_when_terminated(connection: HubConnection) -> None:
+    """On SIGTERM finish what runs, and get no more jobs. A forked child ends, as ever."""
+    pid = os.getpid()
+
+    def handle(_: int, __: object) -> None:
+        if os.getpid() == pid:
+            connection.post(Leaving())
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 def share_arrays() -> None:
@@ -260,13 +364,13 @@ def share_arrays() -> None:
 def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int:
     """Run a job and send its result; the bytes of it that are shared."""
     try:
-        result = executor.run(order.code, order.context, order.parcels)
-        done, buffers = connection.leases.pack(order.job_id, result)
+        result = executor.run(order.code, order.context, order.parcels, order.attempt[1])
+        done, buffers = connection.leases.pack(order.attempt, result)
     except BaseException as error:
         # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
         message = error.message if isinstance(error, WorkerError) else str(error)
         connection.post(
-            Failed(order.job_id, type(error).__name__, message, "".join(traceback.format_exc()))
+            Failed(order.attempt, type(error).__name__, message, "".join(traceback.format_exc()))
         )
         return 0
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
