@@ -1,0 +1,394 @@
+"""Faults, one at a time, on real processes; a journal of what the jobs did tells what is true."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from test_hub import TESTS, Jobs, appeared, notes, runtime_root, start  # noqa: F401 – fixtures
+from zfast.codec import decode, encode
+from zfast.errors import WorkerDiedError, WorkerError, WorkerStartError
+from zfast.runner import pool
+from zfast.runner.hub import Hub
+from zfast.runner.job import JobFailedError
+from zfast.runner.policy import Policy
+
+LEASE_S = 0.8
+
+
+class Journal:
+    """Lines that jobs append to one file: what was begun, in which attempt, by whom.
+
+    Writing a line is the side effect that the oracle counts.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.touch()
+
+    def note(self, key, what):
+        line = f"{key} {what} {os.environ.get('ATTEMPT', '0')} {os.getpid()}\n".encode()
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        os.write(fd, line)
+        os.close(fd)
+
+    def lines(self, key=None, what=None):
+        lines = [line.split() for line in self.path.read_text().splitlines()]
+        return [
+            (noted, kind, int(attempt), int(pid))
+            for noted, kind, attempt, pid in lines
+            if key in (None, noted) and what in (None, kind)
+        ]
+
+    def wait_for(self, key, what, n=1, timeout=30.0):
+        """The pid of the worker that noted it for the ``n``-th time."""
+        deadline = time.monotonic() + timeout
+        while len(found := self.lines(key, what)) < n:
+            assert time.monotonic() < deadline, self.lines()
+            time.sleep(0.002)
+        return found[n - 1][3]
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "journal")
+
+
+def simple(argument, _):
+    """Begin, take a while, end."""
+    journal, key, duration_s = argument
+    journal.note(key, "begin")
+    time.sleep(duration_s)
+    journal.note(key, "end")
+    return key
+
+
+def hang_once(argument, _):
+    """Waits for ever in the first attempt only."""
+    journal, key = argument
+    journal.note(key, "begin")
+    if os.environ["ATTEMPT"] == "1":
+        time.sleep(600)
+    journal.note(key, "end")
+    return int(os.environ["ATTEMPT"])
+
+
+def settled(condition, timeout=20.0):
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+    return value
+
+
+def check(journal, results, max_worker_deaths=3):
+    """The oracle: every job has one result or a named cause, and was not begun too often."""
+    for key, result in results.items():
+        begun = [attempt for _, _, attempt, _ in journal.lines(key, "begin")]
+        assert begun == sorted(set(begun)), f"{key}: an attempt was begun twice: {begun}"
+        assert len(begun) <= max_worker_deaths
+        if isinstance(result, Exception):
+            assert isinstance(result, WorkerDiedError), result
+            assert "killed by" in str(result)
+            assert len(begun) == max_worker_deaths
+        else:
+            assert result == key
+            assert journal.lines(key, "end"), f"{key} has a result but did not end"
+            last_end = journal.lines(key, "end")[-1]
+            assert last_end[2] == begun[-1], f"{key} was run again after it had ended"
+
+
+# ---- a worker is killed ---------------------------------------------------------------------
+
+
+def test_killed_before_it_begins_the_job_runs_once(start, journal):
+    jobs = start(max_workers=1, spares=0)
+    pid = jobs.run(lambda *_: os.getpid())
+    os.kill(pid, signal.SIGSTOP)  # it is handed the job, and can never begin it
+    outcome = jobs.submit(simple, (journal, "k", 0))
+    settled(lambda: jobs.hub._dispatcher.n_jobs == 1)
+    os.kill(pid, signal.SIGKILL)
+    assert jobs.value(outcome) == "k"
+    assert [line[2] for line in journal.lines("k", "begin")] == [1]
+
+
+def test_killed_while_it_runs_or_after_its_side_effect_the_job_runs_again(start, journal):
+    jobs = start()
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    os.kill(journal.wait_for("k", "begin"), signal.SIGKILL)
+    assert jobs.value(outcome) == 2
+    # At least once: a side effect is not undone, and the job can tell by its attempt.
+    assert [line[2] for line in journal.lines("k", "begin")] == [1, 2]
+    assert [line[2] for line in journal.lines("k", "end")] == [2]
+
+
+def test_killed_after_its_result_was_handed_over_the_job_is_not_run_again(start, journal):
+    jobs = start()
+
+    def make(argument, _):
+        journal, n = argument
+        journal.note("make", "begin")
+        return np.arange(n, dtype=float)
+
+    result = jobs.submit(make, (journal, 1_000_000)).get(timeout=60)
+    os.kill(journal.wait_for("make", "begin"), signal.SIGKILL)
+
+    def consume(array, _):
+        if os.environ["ATTEMPT"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(array.sum())
+
+    # The memory's owner is dead, and its consumer dies too: the consumer's replay reads it.
+    assert jobs.value(jobs.submit(consume, result[0])) == sum(range(1_000_000))
+    assert decode(result[0].open())[-1] == 999_999
+    assert len(journal.lines("make", "begin")) == 1
+
+
+def test_a_spare_takes_over(start, journal, monkeypatch):
+    monkeypatch.setattr(pool, "SETTLED_S", 0.0)
+    jobs = start(max_workers=2, spares=1)
+    outcomes = [jobs.submit(hang_once, (journal, key)) for key in "ab"]
+    busy = {journal.wait_for(key, "begin") for key in "ab"}
+    (spare,) = settled(lambda: set(jobs.hub.worker_pids) - busy)
+    settled(lambda: all(worker.ready for worker in jobs.hub._pool))
+    os.kill(journal.wait_for("a", "begin"), signal.SIGKILL)
+    assert jobs.value(outcomes[0]) == 2
+    assert journal.wait_for("a", "begin", 2) == spare
+    os.kill(journal.wait_for("b", "begin"), signal.SIGKILL)
+    assert jobs.value(outcomes[1]) == 2
+
+
+def test_spares_know_the_code_before_they_are_needed(start, monkeypatch, journal):
+    monkeypatch.setattr(pool, "SETTLED_S", 0.0)
+    jobs = start(max_workers=1, spares=1)
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    first = journal.wait_for("k", "begin")
+    settled(lambda: set(jobs.hub.worker_pids) - {first})
+    settled(lambda: all(worker.ready for worker in jobs.hub._pool))
+    os.kill(first, signal.SIGKILL)
+    assert jobs.value(outcome) == 2
+    assert jobs.run(lambda *_: os.environ["WARMED"]) == "1"
+
+
+# ---- a worker does not answer ---------------------------------------------------------------
+
+
+def test_stopped_for_longer_than_its_lease_a_worker_is_killed_and_its_job_run_again(start, journal):
+    jobs = start(lease_s=LEASE_S)
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    pid = journal.wait_for("k", "begin")
+    os.kill(pid, signal.SIGSTOP)
+    assert jobs.value(outcome) == 2
+    assert pid not in jobs.hub.worker_pids
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)  # there is nobody to send a late result
+    assert [line[2] for line in journal.lines("k", "begin")] == [1, 2]
+
+
+def test_the_lease_is_named_as_the_cause(start):
+    jobs = start(lease_s=LEASE_S, max_worker_deaths=1)
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.raises(WorkerDiedError, match=r"was stopped for 0\.8 s, its lease"):
+        jobs.run(stop)
+
+
+def test_stopped_for_less_nothing_happens(start, journal):
+    jobs = start(lease_s=30.0)
+    outcome = jobs.submit(simple, (journal, "k", 0.2))
+    pid = journal.wait_for("k", "begin")
+    os.kill(pid, signal.SIGSTOP)
+    assert jobs.run(lambda *_: "others go on") == "others go on"
+    os.kill(pid, signal.SIGCONT)
+    assert jobs.value(outcome) == "k"
+    assert len(journal.lines("k", "begin")) == 1
+
+
+def test_an_interpreter_that_hangs_is_killed(start, journal):
+    jobs = start(lease_s=LEASE_S)
+
+    def hang(journal, _):
+        import ctypes
+
+        journal.note("hang", "begin")
+        if os.environ["ATTEMPT"] == "1":
+            ctypes.PyDLL(None).pause()  # for ever, with the interpreter's lock
+        return "well"
+
+    assert jobs.run(hang, journal) == "well"
+    assert [line[2] for line in journal.lines("hang", "begin")] == [1, 2]
+
+
+def test_one_long_computation_that_never_lets_go_is_left_alone(start, journal):
+    jobs = start(lease_s=LEASE_S)
+
+    def compute(argument, _):
+        import itertools
+
+        journal, seconds = argument
+        journal.note("long", "begin")
+        n, took = 1_000_000, 0.0
+        while took < seconds:  # in the end one call of C code longer than the lease
+            n = int(n * 1.8)
+            began = time.monotonic()
+            sum(itertools.repeat(1, n))
+            took = time.monotonic() - began
+        return "done"
+
+    assert jobs.run(compute, (journal, 2 * LEASE_S)) == "done"
+    assert len(journal.lines("long", "begin")) == 1
+
+
+# ---- what goes wrong in other ways ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", ["the same", "an earlier attempt's", "another job's"])
+def test_results_that_do_not_count_are_dropped_and_their_memory_freed(start, extra):
+    jobs = start(max_workers=1)
+
+    def work(extra, _):
+        from zfast.runner.protocol import Done
+        from zfast.runner.worker import HubConnection
+
+        post_and_wait = HubConnection.post
+        import msgspec
+
+        def post_more(self, message, buffers=None):
+            if isinstance(message, Done):
+                job_id, attempt = message.attempt
+                twin = {
+                    "the same": message.attempt,
+                    "an earlier attempt's": (job_id, attempt - 1),
+                    "another job's": (b"x" * 16, attempt),
+                }[extra]
+                copy = msgspec.structs.replace(message, attempt=twin)
+                first, second = (message, copy) if extra == "the same" else (copy, message)
+                post_and_wait(self, first, buffers)
+                post_and_wait(self, second, buffers)
+            else:
+                post_and_wait(self, message, buffers)
+
+        HubConnection.post = post_more
+        return np.ones(200_000)
+
+    outcome = jobs.submit(work, extra)
+    assert decode(outcome.get(timeout=60)[0].open()).sum() == 200_000
+    assert outcome.empty()
+    del outcome
+    settled(lambda: jobs.hub.leases.leased_nbytes == 0)
+    assert jobs.value(jobs.submit(lambda *_: "next")) == "next"
+
+
+def test_a_task_out_of_memory_fails_alone(start):
+    jobs = start()
+
+    def hungry(*_):
+        import resource
+
+        limit = 1 << 30
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return len(bytearray(4 * limit))
+
+    with pytest.raises(JobFailedError, match="MemoryError"):
+        jobs.run(hungry)
+    assert jobs.run(lambda *_: "fine") == "fine"
+
+
+def test_an_out_of_memory_kill_is_named(start, monkeypatch):
+    from zfast.runner import worker_process
+
+    kills = iter(range(1000))
+    monkeypatch.setattr(worker_process, "n_oom_kills", lambda: next(kills))
+    jobs = start(max_worker_deaths=1)
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL; the kernel's out-of-memory"):
+        jobs.run(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def broken_initializer(text):
+    raise RuntimeError(text)
+
+
+def test_workers_that_die_at_their_start_fail_the_runner_with_their_words(start):
+    jobs = start(initializer=encode_initializer(broken_initializer, "no licence"))
+    outcomes = [jobs.submit(lambda *_: None) for _ in range(5)]
+    for outcome in outcomes:
+        with pytest.raises(WorkerStartError, match="no licence"):
+            jobs.value(outcome)
+    with pytest.raises(WorkerStartError, match="3 worker processes in a row"):
+        jobs.run(lambda *_: None)
+
+
+def encode_initializer(function, *arguments):
+    import cloudpickle
+
+    return cloudpickle.dumps((function, arguments))
+
+
+def test_the_initializer_runs_once_in_each_worker(start, journal):
+    jobs = start(initializer=encode_initializer(Journal.note, journal, "init", "begin"))
+    pids = {jobs.run(lambda *_: os.getpid()) for _ in range(3)}
+    assert [line[3] for line in journal.lines("init")] == list(pids)
+
+
+# ---- drain, and storms ------------------------------------------------------------------------
+
+
+def test_a_worker_told_to_end_finishes_what_runs_and_loses_nothing(start, journal):
+    jobs = start()
+    outcomes = {f"j{i}": jobs.submit(simple, (journal, f"j{i}", 0.05)) for i in range(40)}
+    for n in (1, 8, 16):
+        journal.wait_for(None, "end", n)
+        os.kill(journal.lines(None, "begin")[-1][3], signal.SIGTERM)
+    results = {key: jobs.value(outcome) for key, outcome in outcomes.items()}
+    check(journal, results, max_worker_deaths=1)
+
+
+def storm(jobs, journal, n_jobs, duration_s, kill_every_s, seed):
+    """Submit jobs while random workers are killed; check with the oracle; how many were killed."""
+    chance = random.Random(seed)
+    over = threading.Event()
+    killed = []
+
+    def kill():
+        while not over.wait(kill_every_s):
+            pids = jobs.hub.worker_pids
+            if pids:
+                killed.append(chance.choice(pids))
+                try:
+                    os.kill(killed[-1], signal.SIGKILL)
+                except ProcessLookupError:
+                    killed.pop()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        outcomes = {
+            f"j{i}": jobs.submit(simple, (journal, f"j{i}", duration_s * chance.random()))
+            for i in range(n_jobs)
+        }
+        results = {key: outcome.get(timeout=120) for key, outcome in outcomes.items()}
+    finally:
+        over.set()
+        killer.join()
+    results = {
+        key: result if isinstance(result, WorkerError) else decode(result[0].open())
+        for key, result in results.items()
+    }
+    check(journal, results)
+    return len(killed), results
+
+
+def test_random_kills_lose_nothing_and_repeat_nothing_that_is_done(start, journal):
+    jobs = start(max_workers=2, spares=1)
+    n_killed, results = storm(jobs, journal, 80, 0.1, 0.4, seed=1)
+    assert n_killed >= 3
+    assert all(result == key for key, result in results.items())
