@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from test_hub import Jobs
+from hub_jobs import Jobs
 from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerError

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from test_hub import Jobs
+from hub_jobs import Jobs
 from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerDiedError, WorkerError

@@ -3,110 +3,30 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 import zmq
 
-from zfast.codec import decode, encode
+from hub_jobs import appeared
+from zfast.codec import decode
 from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
-from zfast.runner.job import Blob, Job, JobCancelledError, JobFailedError
+from zfast.runner.job import JobCancelledError, JobFailedError
 from zfast.runner.policy import Policy
-from zfast.sharing.handover import Parcel
 
 TESTS = Path(__file__).parent
 
 
-class Jobs:
-    """Submits functions to a hub and waits for what becomes of them."""
-
-    def __init__(self, hub):
-        self.hub = hub
-        self._blob = Blob.of(b"no code")
-
-    def submit(self, function, argument=None):
-        outcome = queue.SimpleQueue()
-        pack = self.hub.handover.snapshot
-        parcels = [
-            pack(encode(function)),
-            argument if isinstance(argument, Parcel) else pack(encode(argument)),
-        ]
-        self.hub.submit(Job(uuid.uuid4().bytes, self._blob, self._blob, parcels, outcome.put))
-        return outcome
-
-    def run(self, function, argument=None):
-        return self.value(self.submit(function, argument))
-
-    @staticmethod
-    def value(outcome):
-        result = outcome.get(timeout=60)
-        if isinstance(result, Exception):
-            raise result
-        return decode(result[0].open())
-
-
 @pytest.fixture
-def notes():
-    return []
-
-
-@pytest.fixture
-def runtime_root(tmp_path, monkeypatch):
-    """Where hubs make their folders, short enough for a socket's path."""
-    root = tempfile.mkdtemp(prefix="zf")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", root)
-    yield Path(root)
-    assert list(Path(root).iterdir()) == []
-    os.rmdir(root)
-
-
-@pytest.fixture
-def start(runtime_root, notes, monkeypatch):
-    """Starts hubs; when they are closed nothing of them is left."""
-    monkeypatch.syspath_prepend(str(TESTS))
-    hubs = []
-
-    def start(max_workers=2, **policy):
-        hub = Hub(
-            Policy(max_workers, **policy),
-            executor="hub_executor:FunctionExecutor",
-            environment={"ZFAST_TEST": "yes"},
-            on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
-        )
-        hubs.append(hub)
-        return Jobs(hub)
-
-    yield start
-    for hub in hubs:
-        pids = hub.worker_pids
-        hub.close()
-        for pid in pids:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
-
-
-@pytest.fixture
-def jobs(start):
-    return start()
-
-
-def appeared(folder, n=1, timeout=30.0):
-    """The name of a file that appears in a folder; the names of ``n`` if there are to be more."""
-    deadline = time.monotonic() + timeout
-    while len(names := sorted(path.name for path in folder.iterdir())) < n:
-        assert time.monotonic() < deadline, names
-        time.sleep(0.005)
-    return names[0] if n == 1 else names
+def jobs(start_hub):
+    return start_hub()
 
 
 def gone(pids, paths, timeout=5.0):
@@ -171,8 +91,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_run_again(jobs, tmp_pat
     assert {int(path.name) for path in tmp_path.iterdir()} == {first, second}
 
 
-def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start, tmp_path, capfd):
-    jobs = start(max_worker_deaths=3)
+def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start_hub, tmp_path, capfd):
+    jobs = start_hub(max_worker_deaths=3)
 
     def poison(path, _):
         (path / str(os.getpid())).touch()
@@ -180,7 +100,7 @@ def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start, tmp_path
         os.kill(os.getpid(), signal.SIGSEGV)
 
     others = [jobs.submit(lambda *_: "fine") for _ in range(5)]
-    with pytest.raises(WorkerDiedError, match="killed by SIGSEGV.*so did 2 before") as caught:
+    with pytest.raises(WorkerDiedError, match=r"killed by SIGSEGV.*so did 2 before") as caught:
         jobs.run(poison, tmp_path)
     assert "I am poison" in caught.value.message
     assert len(list(tmp_path.iterdir())) == 3
@@ -210,8 +130,8 @@ def test_an_idle_worker_that_dies_is_not_given_work(jobs):
     assert jobs.run(lambda *_: os.getpid()) != pid
 
 
-def test_a_grandchild_that_outlives_its_worker_hides_no_death(start):
-    jobs = start(max_worker_deaths=1)
+def test_a_grandchild_that_outlives_its_worker_hides_no_death(start_hub):
+    jobs = start_hub(max_worker_deaths=1)
 
     def work(*_):
         if os.fork() == 0:
@@ -282,12 +202,12 @@ def test_strangers_on_the_socket_are_ignored(jobs, runtime_root, caplog):
 DRIVER = """
     import os, sys, time
     sys.path.insert(0, {tests!r})
-    import test_hub
+    import hub_jobs
     from zfast.runner.hub import Hub
     from zfast.runner.policy import Policy
     hub = Hub(Policy(max_workers=2), executor="hub_executor:FunctionExecutor", environment={{}},
               on_note=lambda *_: None)
-    jobs = test_hub.Jobs(hub)
+    jobs = hub_jobs.Jobs(hub)
     def work(what, _):
         (what and sum(range(10 ** 11))) or None
         return os.getpid()

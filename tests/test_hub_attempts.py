@@ -141,8 +141,9 @@ def test_clients_take_turns_and_keep_their_order(clients):
         queue.put(job)
     taken = []
     while queue:
-        assert queue.first() is (job := queue.take())
-        taken.append(job)
+        first = queue.first()
+        taken.append(queue.take())
+        assert taken[-1] is first
     for client in {job.client for job in jobs}:
         own = [job for job in jobs if job.client == client]
         assert [job for job in taken if job.client == client] == own

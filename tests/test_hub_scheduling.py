@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 
 import numpy as np
 import pytest
 
-from test_hub import Jobs, notes, runtime_root, start  # noqa: F401 – fixtures
-from test_runner_faults import Journal, hang_once, journal, settled, simple  # noqa: F401
-from zfast.codec import encode
-from zfast.runner.job import Blob, Job, JobCancelledError
+from hub_jobs import hang_once, settled, simple, wait_for_file
+from zfast.runner.job import JobCancelledError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
@@ -23,18 +20,8 @@ def learn_that_jobs_are_short(jobs):
         jobs.run(lambda *_: None)
 
 
-def wait_for_file(argument, _):
-    """A job that ends when the test wants it to."""
-    journal, key, path = argument
-    journal.note(key, "begin")
-    while not path.exists():
-        time.sleep(0.005)
-    journal.note(key, "end")
-    return key
-
-
-def test_nothing_waits_behind_a_long_job(start, journal, tmp_path):
-    jobs = start(max_workers=2, spares=0)
+def test_nothing_waits_behind_a_long_job(start_hub, journal, tmp_path):
+    jobs = start_hub(max_workers=2, spares=0)
     learn_that_jobs_are_short(jobs)
     gate = tmp_path / "gate"
     long = jobs.submit(wait_for_file, (journal, "long", gate))
@@ -47,8 +34,8 @@ def test_nothing_waits_behind_a_long_job(start, journal, tmp_path):
     assert all(len(journal.lines(f"s{i}", "begin")) == 1 for i in range(20))
 
 
-def test_a_job_that_was_handed_out_in_advance_can_be_cancelled(start, journal, tmp_path):
-    jobs = start(max_workers=1, spares=0)
+def test_a_job_that_was_handed_out_in_advance_can_be_cancelled(start_hub, journal, tmp_path):
+    jobs = start_hub(max_workers=1, spares=0)
     learn_that_jobs_are_short(jobs)
     gate = tmp_path / "gate"
     running = jobs.submit(wait_for_file, (journal, "long", gate))
@@ -63,8 +50,8 @@ def test_a_job_that_was_handed_out_in_advance_can_be_cancelled(start, journal, t
     assert journal.lines("w0") == []
 
 
-def test_a_job_that_was_handed_out_in_advance_survives_its_worker(start, journal):
-    jobs = start(max_workers=1, spares=0)
+def test_a_job_that_was_handed_out_in_advance_survives_its_worker(start_hub, journal):
+    jobs = start_hub(max_workers=1, spares=0)
     learn_that_jobs_are_short(jobs)
     first = jobs.submit(hang_once, (journal, "first"))
     second = jobs.submit(simple, (journal, "second", 0))
@@ -75,19 +62,12 @@ def test_a_job_that_was_handed_out_in_advance_survives_its_worker(start, journal
     assert [line[2] for line in journal.lines("second", "begin")] == [1]
 
 
-def test_clients_take_turns(start, journal):
-    jobs = start(max_workers=1, spares=0)
+def test_clients_take_turns(start_hub, journal):
+    jobs = start_hub(max_workers=1, spares=0)
     jobs.run(lambda *_: None)
 
     def submit(client, key):
-        import queue
-
-        outcome, blob = queue.SimpleQueue(), Blob.of(b"no code")
-        pack = jobs.hub.handover.snapshot
-        parcels = [pack(encode(simple)), pack(encode((journal, key, 0.01)))]
-        job = Job(uuid.uuid4().bytes, blob, blob, parcels, outcome.put, client=client)
-        jobs.hub.submit(job)
-        return outcome
+        return jobs.submit(simple, (journal, key, 0.01), client=client)
 
     many = [submit(b"large flow", f"many{i}") for i in range(30)]
     assert jobs.value(submit(b"small flow", "one")) == "one"
@@ -95,8 +75,8 @@ def test_clients_take_turns(start, journal):
     assert all(jobs.value(outcome) for outcome in many)
 
 
-def test_a_job_goes_to_the_worker_that_has_its_data(start, journal):
-    jobs = start(max_workers=2, spares=0)
+def test_a_job_goes_to_the_worker_that_has_its_data(start_hub, journal):
+    jobs = start_hub(max_workers=2, spares=0)
 
     def make(argument, _):
         journal, key = argument
@@ -105,16 +85,16 @@ def test_a_job_goes_to_the_worker_that_has_its_data(start, journal):
             time.sleep(0.005)
         return np.full(100_000, os.getpid())
 
-    results = [outcome.get(timeout=60) for outcome in [
-        jobs.submit(make, (journal, key)) for key in "ab"
-    ]]
+    results = [
+        outcome.get(timeout=60) for outcome in [jobs.submit(make, (journal, key)) for key in "ab"]
+    ]
     for result in [*results, *reversed(results), *results]:
         owner, reader = jobs.run(lambda array, _: (int(array[0]), os.getpid()), result[0])
         assert reader == owner
 
 
-def test_idle_workers_are_stopped_down_to_the_least_number(start):
-    jobs = start(max_workers=3, min_workers=1, spares=0, idle_timeout_s=0.3)
+def test_idle_workers_are_stopped_down_to_the_least_number(start_hub):
+    jobs = start_hub(max_workers=3, min_workers=1, spares=0, idle_timeout_s=0.3)
     outcomes = [jobs.submit(lambda *_: time.sleep(0.3)) for _ in range(3)]
     for outcome in outcomes:
         jobs.value(outcome)
@@ -124,19 +104,19 @@ def test_idle_workers_are_stopped_down_to_the_least_number(start):
     assert len({jobs.value(outcome) for outcome in outcomes}) >= 2
 
 
-def test_the_least_number_of_workers_is_there_without_work(start):
-    jobs = start(max_workers=3, min_workers=2)
+def test_the_least_number_of_workers_is_there_without_work(start_hub):
+    jobs = start_hub(max_workers=3, min_workers=2)
     settled(lambda: len(jobs.hub.worker_pids) == 2)
 
 
-def test_workers_are_replaced_after_so_many_jobs(start):
-    jobs = start(max_workers=1, spares=0, max_tasks_per_worker=3)
+def test_workers_are_replaced_after_so_many_jobs(start_hub):
+    jobs = start_hub(max_workers=1, spares=0, max_tasks_per_worker=3)
     pids = [jobs.run(lambda *_: os.getpid()) for _ in range(8)]
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 2]
 
 
-def test_workers_that_have_grown_too_large_are_replaced(start):
-    jobs = start(max_workers=1, spares=0, lease_s=1.0, max_worker_nbytes=400 << 20)
+def test_workers_that_have_grown_too_large_are_replaced(start_hub):
+    jobs = start_hub(max_workers=1, spares=0, lease_s=1.0, max_worker_nbytes=400 << 20)
 
     def grow(nbytes, _):
         import builtins
@@ -150,8 +130,8 @@ def test_workers_that_have_grown_too_large_are_replaced(start):
     assert jobs.run(grow, 1 << 20) != pid
 
 
-def test_shared_memory_does_not_count_as_grown(start):
-    jobs = start(max_workers=1, spares=0, lease_s=0.4, max_worker_nbytes=400 << 20)
+def test_shared_memory_does_not_count_as_grown(start_hub):
+    jobs = start_hub(max_workers=1, spares=0, lease_s=0.4, max_worker_nbytes=400 << 20)
 
     def make(nbytes, _):
         return np.ones(nbytes, np.uint8), os.getpid()

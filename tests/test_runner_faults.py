@@ -7,85 +7,17 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from test_hub import TESTS, Jobs, appeared, notes, runtime_root, start  # noqa: F401 – fixtures
-from zfast.codec import decode, encode
+from hub_jobs import Journal, hang_once, settled, simple
+from zfast.codec import decode
 from zfast.errors import WorkerDiedError, WorkerError, WorkerStartError
 from zfast.runner import pool
-from zfast.runner.hub import Hub
 from zfast.runner.job import JobFailedError
-from zfast.runner.policy import Policy
 
 LEASE_S = 0.8
-
-
-class Journal:
-    """Lines that jobs append to one file: what was begun, in which attempt, by whom.
-
-    Writing a line is the side effect that the oracle counts.
-    """
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.path.touch()
-
-    def note(self, key, what):
-        line = f"{key} {what} {os.environ.get('ATTEMPT', '0')} {os.getpid()}\n".encode()
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        os.write(fd, line)
-        os.close(fd)
-
-    def lines(self, key=None, what=None):
-        lines = [line.split() for line in self.path.read_text().splitlines()]
-        return [
-            (noted, kind, int(attempt), int(pid))
-            for noted, kind, attempt, pid in lines
-            if key in (None, noted) and what in (None, kind)
-        ]
-
-    def wait_for(self, key, what, n=1, timeout=30.0):
-        """The pid of the worker that noted it for the ``n``-th time."""
-        deadline = time.monotonic() + timeout
-        while len(found := self.lines(key, what)) < n:
-            assert time.monotonic() < deadline, self.lines()
-            time.sleep(0.002)
-        return found[n - 1][3]
-
-
-@pytest.fixture
-def journal(tmp_path):
-    return Journal(tmp_path / "journal")
-
-
-def simple(argument, _):
-    """Begin, take a while, end."""
-    journal, key, duration_s = argument
-    journal.note(key, "begin")
-    time.sleep(duration_s)
-    journal.note(key, "end")
-    return key
-
-
-def hang_once(argument, _):
-    """Waits for ever in the first attempt only."""
-    journal, key = argument
-    journal.note(key, "begin")
-    if os.environ["ATTEMPT"] == "1":
-        time.sleep(600)
-    journal.note(key, "end")
-    return int(os.environ["ATTEMPT"])
-
-
-def settled(condition, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
-    return value
 
 
 def check(journal, results, max_worker_deaths=3):
@@ -108,8 +40,8 @@ def check(journal, results, max_worker_deaths=3):
 # ---- a worker is killed ---------------------------------------------------------------------
 
 
-def test_killed_before_it_begins_the_job_runs_once(start, journal):
-    jobs = start(max_workers=1, spares=0)
+def test_killed_before_it_begins_the_job_runs_once(start_hub, journal):
+    jobs = start_hub(max_workers=1, spares=0)
     pid = jobs.run(lambda *_: os.getpid())
     os.kill(pid, signal.SIGSTOP)  # it is handed the job, and can never begin it
     outcome = jobs.submit(simple, (journal, "k", 0))
@@ -119,8 +51,8 @@ def test_killed_before_it_begins_the_job_runs_once(start, journal):
     assert [line[2] for line in journal.lines("k", "begin")] == [1]
 
 
-def test_killed_while_it_runs_or_after_its_side_effect_the_job_runs_again(start, journal):
-    jobs = start()
+def test_killed_while_it_runs_or_after_its_side_effect_the_job_runs_again(start_hub, journal):
+    jobs = start_hub()
     outcome = jobs.submit(hang_once, (journal, "k"))
     os.kill(journal.wait_for("k", "begin"), signal.SIGKILL)
     assert jobs.value(outcome) == 2
@@ -129,8 +61,8 @@ def test_killed_while_it_runs_or_after_its_side_effect_the_job_runs_again(start,
     assert [line[2] for line in journal.lines("k", "end")] == [2]
 
 
-def test_killed_after_its_result_was_handed_over_the_job_is_not_run_again(start, journal):
-    jobs = start()
+def test_killed_after_its_result_was_handed_over_the_job_is_not_run_again(start_hub, journal):
+    jobs = start_hub()
 
     def make(argument, _):
         journal, n = argument
@@ -151,9 +83,9 @@ def test_killed_after_its_result_was_handed_over_the_job_is_not_run_again(start,
     assert len(journal.lines("make", "begin")) == 1
 
 
-def test_a_spare_takes_over(start, journal, monkeypatch):
+def test_a_spare_takes_over(start_hub, journal, monkeypatch):
     monkeypatch.setattr(pool, "SETTLED_S", 0.0)
-    jobs = start(max_workers=2, spares=1)
+    jobs = start_hub(max_workers=2, spares=1)
     outcomes = [jobs.submit(hang_once, (journal, key)) for key in "ab"]
     busy = {journal.wait_for(key, "begin") for key in "ab"}
     (spare,) = settled(lambda: set(jobs.hub.worker_pids) - busy)
@@ -165,9 +97,9 @@ def test_a_spare_takes_over(start, journal, monkeypatch):
     assert jobs.value(outcomes[1]) == 2
 
 
-def test_spares_know_the_code_before_they_are_needed(start, monkeypatch, journal):
+def test_spares_know_the_code_before_they_are_needed(start_hub, monkeypatch, journal):
     monkeypatch.setattr(pool, "SETTLED_S", 0.0)
-    jobs = start(max_workers=1, spares=1)
+    jobs = start_hub(max_workers=1, spares=1)
     outcome = jobs.submit(hang_once, (journal, "k"))
     first = journal.wait_for("k", "begin")
     settled(lambda: set(jobs.hub.worker_pids) - {first})
@@ -180,8 +112,8 @@ def test_spares_know_the_code_before_they_are_needed(start, monkeypatch, journal
 # ---- a worker does not answer ---------------------------------------------------------------
 
 
-def test_stopped_for_longer_than_its_lease_a_worker_is_killed_and_its_job_run_again(start, journal):
-    jobs = start(lease_s=LEASE_S)
+def test_a_worker_stopped_beyond_its_lease_is_killed_and_its_job_run_again(start_hub, journal):
+    jobs = start_hub(lease_s=LEASE_S)
     outcome = jobs.submit(hang_once, (journal, "k"))
     pid = journal.wait_for("k", "begin")
     os.kill(pid, signal.SIGSTOP)
@@ -192,8 +124,8 @@ def test_stopped_for_longer_than_its_lease_a_worker_is_killed_and_its_job_run_ag
     assert [line[2] for line in journal.lines("k", "begin")] == [1, 2]
 
 
-def test_the_lease_is_named_as_the_cause(start):
-    jobs = start(lease_s=LEASE_S, max_worker_deaths=1)
+def test_the_lease_is_named_as_the_cause(start_hub):
+    jobs = start_hub(lease_s=LEASE_S, max_worker_deaths=1)
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -202,8 +134,8 @@ def test_the_lease_is_named_as_the_cause(start):
         jobs.run(stop)
 
 
-def test_stopped_for_less_nothing_happens(start, journal):
-    jobs = start(lease_s=30.0)
+def test_stopped_for_less_nothing_happens(start_hub, journal):
+    jobs = start_hub(lease_s=30.0)
     outcome = jobs.submit(simple, (journal, "k", 0.2))
     pid = journal.wait_for("k", "begin")
     os.kill(pid, signal.SIGSTOP)
@@ -213,8 +145,8 @@ def test_stopped_for_less_nothing_happens(start, journal):
     assert len(journal.lines("k", "begin")) == 1
 
 
-def test_an_interpreter_that_hangs_is_killed(start, journal):
-    jobs = start(lease_s=LEASE_S)
+def test_an_interpreter_that_hangs_is_killed(start_hub, journal):
+    jobs = start_hub(lease_s=LEASE_S)
 
     def hang(journal, _):
         import ctypes
@@ -228,8 +160,8 @@ def test_an_interpreter_that_hangs_is_killed(start, journal):
     assert [line[2] for line in journal.lines("hang", "begin")] == [1, 2]
 
 
-def test_one_long_computation_that_never_lets_go_is_left_alone(start, journal):
-    jobs = start(lease_s=LEASE_S)
+def test_one_long_computation_that_never_lets_go_is_left_alone(start_hub, journal):
+    jobs = start_hub(lease_s=LEASE_S)
 
     def compute(argument, _):
         import itertools
@@ -252,30 +184,31 @@ def test_one_long_computation_that_never_lets_go_is_left_alone(start, journal):
 
 
 @pytest.mark.parametrize("extra", ["the same", "an earlier attempt's", "another job's"])
-def test_results_that_do_not_count_are_dropped_and_their_memory_freed(start, extra):
-    jobs = start(max_workers=1)
+def test_results_that_do_not_count_are_dropped_and_their_memory_freed(start_hub, extra):
+    jobs = start_hub(max_workers=1)
 
     def work(extra, _):
-        from zfast.runner.protocol import Done
-        from zfast.runner.worker import HubConnection
-
-        post_and_wait = HubConnection.post
         import msgspec
 
+        from zfast.runner.hub_connection import HubConnection
+        from zfast.runner.protocol import Done, Failed
+
+        post = HubConnection.post
+
         def post_more(self, message, buffers=None):
-            if isinstance(message, Done):
-                job_id, attempt = message.attempt
-                twin = {
-                    "the same": message.attempt,
-                    "an earlier attempt's": (job_id, attempt - 1),
-                    "another job's": (b"x" * 16, attempt),
-                }[extra]
-                copy = msgspec.structs.replace(message, attempt=twin)
-                first, second = (message, copy) if extra == "the same" else (copy, message)
-                post_and_wait(self, first, buffers)
-                post_and_wait(self, second, buffers)
-            else:
-                post_and_wait(self, message, buffers)
+            if not isinstance(message, Done):
+                post(self, message, buffers)
+                return
+            job_id, attempt = message.attempt
+            other = {
+                "the same": message.attempt,
+                "an earlier attempt's": (job_id, attempt - 1),
+                "another job's": (b"x" * 16, attempt),
+            }[extra]
+            if other != message.attempt:
+                post(self, Failed(other, "RuntimeError", "not to be believed", ""))
+            post(self, message, buffers)
+            post(self, msgspec.structs.replace(message, attempt=other), buffers)
 
         HubConnection.post = post_more
         return np.ones(200_000)
@@ -288,8 +221,8 @@ def test_results_that_do_not_count_are_dropped_and_their_memory_freed(start, ext
     assert jobs.value(jobs.submit(lambda *_: "next")) == "next"
 
 
-def test_a_task_out_of_memory_fails_alone(start):
-    jobs = start()
+def test_a_task_out_of_memory_fails_alone(start_hub):
+    jobs = start_hub()
 
     def hungry(*_):
         import resource
@@ -303,12 +236,12 @@ def test_a_task_out_of_memory_fails_alone(start):
     assert jobs.run(lambda *_: "fine") == "fine"
 
 
-def test_an_out_of_memory_kill_is_named(start, monkeypatch):
+def test_an_out_of_memory_kill_is_named(start_hub, monkeypatch):
     from zfast.runner import worker_process
 
     kills = iter(range(1000))
     monkeypatch.setattr(worker_process, "n_oom_kills", lambda: next(kills))
-    jobs = start(max_worker_deaths=1)
+    jobs = start_hub(max_worker_deaths=1)
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL; the kernel's out-of-memory"):
         jobs.run(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
@@ -317,8 +250,8 @@ def broken_initializer(text):
     raise RuntimeError(text)
 
 
-def test_workers_that_die_at_their_start_fail_the_runner_with_their_words(start):
-    jobs = start(initializer=encode_initializer(broken_initializer, "no licence"))
+def test_workers_that_die_at_their_start_fail_the_runner_with_their_words(start_hub):
+    jobs = start_hub(initializer=encode_initializer(broken_initializer, "no licence"))
     outcomes = [jobs.submit(lambda *_: None) for _ in range(5)]
     for outcome in outcomes:
         with pytest.raises(WorkerStartError, match="no licence"):
@@ -333,8 +266,8 @@ def encode_initializer(function, *arguments):
     return cloudpickle.dumps((function, arguments))
 
 
-def test_the_initializer_runs_once_in_each_worker(start, journal):
-    jobs = start(initializer=encode_initializer(Journal.note, journal, "init", "begin"))
+def test_the_initializer_runs_once_in_each_worker(start_hub, journal):
+    jobs = start_hub(initializer=encode_initializer(Journal.note, journal, "init", "begin"))
     pids = {jobs.run(lambda *_: os.getpid()) for _ in range(3)}
     assert [line[3] for line in journal.lines("init")] == list(pids)
 
@@ -342,8 +275,8 @@ def test_the_initializer_runs_once_in_each_worker(start, journal):
 # ---- drain, and storms ------------------------------------------------------------------------
 
 
-def test_a_worker_told_to_end_finishes_what_runs_and_loses_nothing(start, journal):
-    jobs = start()
+def test_a_worker_told_to_end_finishes_what_runs_and_loses_nothing(start_hub, journal):
+    jobs = start_hub()
     outcomes = {f"j{i}": jobs.submit(simple, (journal, f"j{i}", 0.05)) for i in range(40)}
     for n in (1, 8, 16):
         journal.wait_for(None, "end", n)
@@ -387,8 +320,8 @@ def storm(jobs, journal, n_jobs, duration_s, kill_every_s, seed):
     return len(killed), results
 
 
-def test_random_kills_lose_nothing_and_repeat_nothing_that_is_done(start, journal):
-    jobs = start(max_workers=2, spares=1)
+def test_random_kills_lose_nothing_and_repeat_nothing_that_is_done(start_hub, journal):
+    jobs = start_hub(max_workers=2, spares=1)
     n_killed, results = storm(jobs, journal, 80, 0.1, 0.4, seed=1)
     assert n_killed >= 3
     assert all(result == key for key, result in results.items())

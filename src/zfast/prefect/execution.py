@@ -63,9 +63,7 @@ class TaskExecutor:
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
 
-    def run(
-        self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int
-    ) -> list[Payload]:
+    def run(self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
@@ -118,9 +116,7 @@ class TaskExecutor:
             cycles.modules_loaded()
         return task
 
-    def _run_task(
-        self, task: Task[Any, Any], call: Call, task_run: TaskRun | None
-    ) -> State[Any]:
+    def _run_task(self, task: Task[Any, Any], call: Call, task_run: TaskRun | None) -> State[Any]:
         arguments: dict[str, Any] = {
             "task": task,
             "task_run_id": call["task_run_id"],

@@ -129,7 +129,9 @@ def _send_log(data: memoryview) -> None:
 
 def _report_crash(task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
     try:
-        task_run = _find_task_run(task_run_id, FIND_TASK_RUN_S) or _describe_task_run(task_run_id, task)
+        task_run = _find_task_run(task_run_id, FIND_TASK_RUN_S) or _describe_task_run(
+            task_run_id, task
+        )
         emit_task_run_state_change_event(task_run, task_run.state, state)
     except Exception:
         logger.exception("the API was not told that task run %s crashed", task_run_id)

@@ -1,4 +1,4 @@
-"""The dispatcher: hands jobs to workers, takes back what must not wait, and replays after deaths."""
+"""The dispatcher: hands out jobs, takes back what must not wait, replays what workers died of."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from zfast.errors import (
     ProtocolError,
     WorkerDiedError,
     WorkerError,
-    WorkerStartError,
 )
 from zfast.runner.commands import Command, CommandQueue
 from zfast.runner.dispatcher import Dispatcher
@@ -37,9 +36,9 @@ from zfast.runner.protocol import (
     Ready,
     Release,
     Returned,
-    Stop,
 )
 from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.staffing import Staffing
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
 from zfast.sharing import exchange
@@ -48,11 +47,6 @@ from zfast.sharing.lease_table import LeaseTable
 from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.runner")
-
-#: After so many workers in a row died before they began a job, none is started for a while.
-MAX_FAILED_STARTS = 3
-#: How long that is; without a worker left, the hub gives up instead.
-START_PAUSE_S = 10.0
 
 
 class Hub:
@@ -103,9 +97,15 @@ class Hub:
             config, policy, self._poller, lambda worker: self._dispatcher.is_busy(worker)
         )
         self._dispatcher = Dispatcher(policy, self._socket, self._desk, lambda: self._pool)
-        self._failed_starts = 0
-        self._start_again_at = 0.0
-        self._broken: WorkerStartError | None = None
+        self._staffing = Staffing(
+            self._pool,
+            self._dispatcher,
+            self._socket,
+            self._desk,
+            self._folder,
+            self._segment_socket,
+            self._poller,
+        )
         self._closing = False
         self._forks_next_look = float("inf")
         self._finished = threading.Event()
@@ -184,12 +184,12 @@ class Hub:
         self._desk.serve()
         self._receive()
         for worker in self._pool.bury():
-            self._mourn(worker)
+            self._staffing.mourn(worker, closing=self._closing)
         self._pool.look_after()
         self._end_leases()
         self._dispatcher.dispatch()
-        self._start_workers()
-        self._stop_leaving()
+        self._staffing.start_missing(closing=self._closing)
+        self._staffing.stop_leaving(closing=self._closing)
 
     def _end(self, error: WorkerError) -> None:
         # The folder first: should this process be killed now, the workers remove it.
@@ -214,7 +214,7 @@ class Hub:
             self._pool.next_look,
             self._dispatcher.next_recall,
             self._forks_next_look,
-            self._start_again_at if self._start_again_at > time.monotonic() else float("inf"),
+            self._staffing.next_start,
         )
         if self._closing and not self._pool and not self._dispatcher.n_jobs:
             return 0
@@ -225,8 +225,8 @@ class Hub:
     def _submit(self, job: Job) -> None:
         if self._closing:
             job.settle(JobCancelledError("the task runner is closed"))
-        elif self._broken is not None:
-            job.settle(self._broken)
+        elif self._staffing.broken is not None:
+            job.settle(self._staffing.broken)
         else:
             self._dispatcher.submit(job)
 
@@ -244,36 +244,6 @@ class Hub:
         self._pool.kill()
 
     # ---- workers -----------------------------------------------------------------------
-
-    def _start_workers(self) -> None:
-        n_jobs = self._dispatcher.n_jobs
-        if self._broken:
-            return
-        if self._closing and (not n_jobs or any(worker.available for worker in self._pool)):
-            return
-        n_missing = self._pool.resize(n_jobs)
-        if time.monotonic() < self._start_again_at:
-            return
-        try:
-            for _ in range(n_missing):
-                worker = self._pool.start_worker()
-                self._desk.admit(worker.routing_id, worker.process.pid)
-                # Bound only now: from here on there is a worker to remove the socket if we die.
-                if not self._socket.is_bound:
-                    self._socket.bind(self._folder.endpoint)
-                    self._desk.open(self._segment_socket, self._poller)
-        except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
-            self._cannot_start(f"cannot start a worker process: {error.strerror}")
-
-    def _cannot_start(self, message: str, hint: str | None = None) -> None:
-        error = WorkerStartError(message, hint=hint)
-        self._failed_starts = 0
-        self._start_again_at = time.monotonic() + START_PAUSE_S
-        if any(worker.available for worker in self._pool):
-            logger.warning("%s; the other workers go on", error)
-        else:
-            self._broken = error
-            self._dispatcher.fail_queued(error)
 
     def _receive(self) -> None:
         while True:
@@ -325,7 +295,7 @@ class Hub:
                 self._desk.receive(worker.routing_id, message, buffers)
             logger.info("worker %s ended a job that is not its own now", worker.process.pid)
             return
-        self._failed_starts = 0
+        self._staffing.worker_was_useful()
         job.settle(self._outcome(worker, message, buffers))
 
     def _outcome(
@@ -347,34 +317,3 @@ class Hub:
         self._forks_next_look = next_settling()
         for routing_id, message in self._desk.take_messages(w.routing_id for w in self._pool):
             self._socket.send(routing_id, message)
-
-    def _mourn(self, worker: WorkerProcess) -> None:
-        told_to_stop = worker.stop_by < float("inf") or worker.verdict is not None
-        begun = worker.slate.begun
-        self._dispatcher.mourn(worker)
-        if begun or told_to_stop or self._closing:
-            return
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            words = worker.last_words.text()
-            self._cannot_start(
-                f"{self._failed_starts} worker processes in a row ended before they were ready "
-                f"for a job; the last {worker.cause_of_death}"
-                + (f"; its standard error ends with:\n{words}\n" if words else ""),
-                hint="can the workers import what the flow needs?",
-            )
-
-    def _stop_leaving(self) -> None:
-        """Tell workers to stop that shall and have nothing to do."""
-        idle_all = self._closing and not self._dispatcher.n_jobs
-        for worker in self._pool:
-            if idle_all and not worker.ready:
-                worker.kill()
-            elif (
-                (worker.leaving or idle_all)
-                and worker.ready
-                and worker.stop_by == float("inf")
-                and not self._dispatcher.is_busy(worker)
-            ):
-                self._pool.stopping(worker)
-                self._socket.send(worker.routing_id, Stop())

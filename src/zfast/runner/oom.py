@@ -31,7 +31,10 @@ def _counters() -> list[tuple[Path, str]]:
     for line in groups:
         _, controllers, group = line.split(":", 2)
         if not controllers:
-            counters.insert(0, (Path(f"/sys/fs/cgroup{group}/memory.events"), "oom_kill"))
+            path = Path(f"/sys/fs/cgroup{group}/memory.events")
         elif "memory" in controllers.split(","):
-            counters.insert(0, (Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control"), "oom_kill"))
+            path = Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
+        else:
+            continue
+        counters.insert(0, (path, "oom_kill"))
     return counters

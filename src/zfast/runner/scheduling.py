@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from zfast.runner.job import Job
 
@@ -75,4 +75,3 @@ class Durations:
     def is_short(self, code: bytes) -> bool:
         """Whether jobs of a code are known to end so soon that one may wait behind another."""
         return self._average_s.get(code, SHORT_S) < SHORT_S
-

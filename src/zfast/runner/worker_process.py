@@ -164,7 +164,7 @@ class WorkerProcess:
 
     @property
     def cause_of_death(self) -> str:
-        """How it ended: ``killed by SIGKILL`` or ``exited with status 1``, and what points to why."""
+        """How it ended, such as ``killed by SIGKILL``, and what may say why."""
         parts = [self.verdict or _describe(self.process.returncode)]
         if self.process.returncode == -signal.SIGKILL and self.verdict is None:
             kills = n_oom_kills()
