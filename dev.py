@@ -6,6 +6,7 @@
     python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
+    python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -31,6 +32,7 @@ EXTRAS = {
     "sanitize": "test",
     "bench": "bench",
     "soak": "test",
+    "soak-runner": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -63,6 +65,7 @@ def main(arguments: list[str]) -> int:
         "sanitize": sanitize,
         "bench": bench,
         "soak": soak,
+        "soak-runner": soak_runner,
     }[command]
     return run_command(rest)
 
@@ -126,6 +129,11 @@ def bench(arguments: list[str]) -> int:
 def soak(arguments: list[str]) -> int:
     """Run the soak test of hand-overs."""
     return run(PYTHON, Path("tests") / "soak_handover.py", *arguments)
+
+
+def soak_runner(arguments: list[str]) -> int:
+    """Run the soak test of the runner's faults."""
+    return run(PYTHON, Path("tests") / "soak_runner.py", *arguments)
 
 
 def prepare(extras: str) -> None:

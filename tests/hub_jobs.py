@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import queue
+import random
+import signal
+import threading
 import time
 import uuid
 from pathlib import Path
 
 from zfast.codec import decode, encode
+from zfast.errors import WorkerDiedError, WorkerError
 from zfast.runner.job import Blob, Job
 from zfast.sharing.handover import Parcel
 
@@ -119,3 +123,56 @@ def appeared(folder, n=1, timeout=30.0):
         assert time.monotonic() < deadline, names
         time.sleep(0.005)
     return names[0] if n == 1 else names
+
+
+def check(journal, results, max_worker_deaths=3):
+    """The oracle: every job has one result or a named cause, and was not begun too often."""
+    for key, result in results.items():
+        begun = [attempt for _, _, attempt, _ in journal.lines(key, "begin")]
+        assert begun == sorted(set(begun)), f"{key}: an attempt was begun twice: {begun}"
+        assert len(begun) <= max_worker_deaths
+        if isinstance(result, Exception):
+            assert isinstance(result, WorkerDiedError), result
+            assert "killed by" in str(result)
+            assert len(begun) == max_worker_deaths
+        else:
+            assert result == key
+            assert journal.lines(key, "end"), f"{key} has a result but did not end"
+            last_end = journal.lines(key, "end")[-1]
+            assert last_end[2] == begun[-1], f"{key} was run again after it had ended"
+
+
+def storm(jobs, journal, n_jobs, duration_s, kill_every_s, seed, only_ready=False):
+    """Submit jobs while random workers are killed; check with the oracle; how many were killed."""
+    chance = random.Random(seed)
+    over = threading.Event()
+    killed = []
+
+    def kill():
+        while not over.wait(kill_every_s):
+            workers = list(jobs.hub._pool)
+            pids = [w.process.pid for w in workers if w.ready or not only_ready]
+            if pids:
+                killed.append(chance.choice(pids))
+                try:
+                    os.kill(killed[-1], signal.SIGKILL)
+                except ProcessLookupError:
+                    killed.pop()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        outcomes = {
+            f"j{i}": jobs.submit(simple, (journal, f"j{i}", duration_s * chance.random()))
+            for i in range(n_jobs)
+        }
+        results = {key: outcome.get(timeout=120) for key, outcome in outcomes.items()}
+    finally:
+        over.set()
+        killer.join()
+    results = {
+        key: result if isinstance(result, WorkerError) else decode(result[0].open())
+        for key, result in results.items()
+    }
+    check(journal, results)
+    return len(killed), results

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from hub_jobs import Journal, hang_once, settled, simple
+from hub_jobs import Journal, check, hang_once, settled, simple, storm
 from zfast.codec import decode
-from zfast.errors import WorkerDiedError, WorkerError, WorkerStartError
+from zfast.errors import WorkerDiedError, WorkerStartError
 from zfast.runner import pool
 from zfast.runner.job import JobFailedError
 
 LEASE_S = 0.8
-
-
-def check(journal, results, max_worker_deaths=3):
-    """The oracle: every job has one result or a named cause, and was not begun too often."""
-    for key, result in results.items():
-        begun = [attempt for _, _, attempt, _ in journal.lines(key, "begin")]
-        assert begun == sorted(set(begun)), f"{key}: an attempt was begun twice: {begun}"
-        assert len(begun) <= max_worker_deaths
-        if isinstance(result, Exception):
-            assert isinstance(result, WorkerDiedError), result
-            assert "killed by" in str(result)
-            assert len(begun) == max_worker_deaths
-        else:
-            assert result == key
-            assert journal.lines(key, "end"), f"{key} has a result but did not end"
-            last_end = journal.lines(key, "end")[-1]
-            assert last_end[2] == begun[-1], f"{key} was run again after it had ended"
 
 
 # ---- a worker is killed ---------------------------------------------------------------------
@@ -285,43 +266,8 @@ def test_a_worker_told_to_end_finishes_what_runs_and_loses_nothing(start_hub, jo
     check(journal, results, max_worker_deaths=1)
 
 
-def storm(jobs, journal, n_jobs, duration_s, kill_every_s, seed):
-    """Submit jobs while random workers are killed; check with the oracle; how many were killed."""
-    chance = random.Random(seed)
-    over = threading.Event()
-    killed = []
-
-    def kill():
-        while not over.wait(kill_every_s):
-            pids = jobs.hub.worker_pids
-            if pids:
-                killed.append(chance.choice(pids))
-                try:
-                    os.kill(killed[-1], signal.SIGKILL)
-                except ProcessLookupError:
-                    killed.pop()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        outcomes = {
-            f"j{i}": jobs.submit(simple, (journal, f"j{i}", duration_s * chance.random()))
-            for i in range(n_jobs)
-        }
-        results = {key: outcome.get(timeout=120) for key, outcome in outcomes.items()}
-    finally:
-        over.set()
-        killer.join()
-    results = {
-        key: result if isinstance(result, WorkerError) else decode(result[0].open())
-        for key, result in results.items()
-    }
-    check(journal, results)
-    return len(killed), results
-
-
 def test_random_kills_lose_nothing_and_repeat_nothing_that_is_done(start_hub, journal):
     jobs = start_hub(max_workers=2, spares=1)
-    n_killed, results = storm(jobs, journal, 80, 0.1, 0.4, seed=1)
+    n_killed, results = storm(jobs, journal, 80, 0.1, 0.4, seed=1, only_ready=True)
     assert n_killed >= 3
     assert all(result == key for key, result in results.items())

@@ -19,10 +19,13 @@ from zfast.runner.worker_process import WorkerProcess
 
 logger = logging.getLogger("zfast.runner")
 
-#: After so many workers in a row died before they began a job, none is started for a while.
-MAX_FAILED_STARTS = 3
-#: How long that is; without a worker left, the hub gives up instead.
-START_PAUSE_S = 10.0
+#: The hub gives up when so many workers in a row died before they began a job: none ever could.
+MAX_FIRST_FAILURES = 3
+#: The same once a worker has ended a job: workers can be had, and something keeps killing them.
+MAX_FAILURES = 10
+#: After such a failure the next start waits so long, and twice as long each time.
+FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 10.0
 
 
 class Staffing:
@@ -49,7 +52,8 @@ class Staffing:
         self._folder = folder
         self._segment_socket = segment_socket
         self._poller = poller
-        self._failed_starts = 0
+        self._failures = 0
+        self._was_useful = False
         self._start_again_at = 0.0
         self.broken: WorkerStartError | None = None
 
@@ -61,7 +65,8 @@ class Staffing:
 
     def worker_was_useful(self) -> None:
         """A worker has ended a job: workers can be started and can work."""
-        self._failed_starts = 0
+        self._failures = 0
+        self._was_useful = True
 
     def start_missing(self, *, closing: bool) -> None:
         """Start as many workers as the jobs need; when closing, only for jobs without any."""
@@ -82,7 +87,7 @@ class Staffing:
                     self._socket.bind(self._folder.endpoint)
                     self._desk.open(self._segment_socket, self._poller)
         except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
-            self._cannot_start(f"cannot start a worker process: {error.strerror}")
+            self._failed(f"cannot start a worker process: {error.strerror}")
 
     def stop_leaving(self, *, closing: bool) -> None:
         """Tell workers to stop that shall and have nothing to do."""
@@ -106,22 +111,24 @@ class Staffing:
         self._dispatcher.mourn(worker)
         if has_begun or was_expected:
             return
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            words = worker.last_words.text()
-            self._cannot_start(
-                f"{self._failed_starts} worker processes in a row ended before they were ready "
-                f"for a job; the last {worker.cause_of_death}"
-                + (f"; its standard error ends with:\n{words}\n" if words else ""),
-                hint="can the workers import what the flow needs?",
-            )
+        words = worker.last_words.text()
+        self._failed(
+            f"{self._failures + 1} worker processes in a row ended before they were ready for a "
+            f"job; the last {worker.cause_of_death}"
+            + (f"; its standard error ends with:\n{words}\n" if words else ""),
+            hint="can the workers import what the flow needs?",
+        )
 
-    def _cannot_start(self, message: str, hint: str | None = None) -> None:
+    def _failed(self, message: str, hint: str | None = None) -> None:
+        """A worker could not be started: wait a little before the next, or give up."""
+        self._failures += 1
+        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
+        self._start_again_at = time.monotonic() + pause_s
+        if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
+            return
         error = WorkerStartError(message, hint=hint)
-        self._failed_starts = 0
-        self._start_again_at = time.monotonic() + START_PAUSE_S
         if any(worker.available for worker in self._pool):
             logger.warning("%s; the other workers go on", error)
-        else:
-            self.broken = error
-            self._dispatcher.fail_queued(error)
+            return
+        self.broken = error
+        self._dispatcher.fail_queued(error)

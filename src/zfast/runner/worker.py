@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -67,7 +67,6 @@ def main(config_json: str) -> None:
     if config["main_file"]:
         sys.modules["__main__"].__file__ = config["main_file"]
     watch_parent(config["parent_pid"], config["runtime_folder"])
-    module_name, _, name = config["executor"].partition(":")
     if config["segment_socket"]:
         share_arrays()
     for fd in (config["lifeline"], config["slate"]):
@@ -85,13 +84,11 @@ def main(config_json: str) -> None:
     def notify(topic: str, data: bytes) -> None:
         connection.post(Note(job_id, topic), [data])
 
-    executor: Executor = getattr(importlib.import_module(module_name), name)(
-        notify, connection.leases.handover.identify
-    )
-    if config["initializer"]:
-        function, arguments = cloudpickle.loads(Path(config["initializer"]).read_bytes())
-        function(*arguments)
-    cycles.modules_loaded()
+    try:
+        executor = _prepare(config, connection, notify)
+    except BaseException:
+        connection.close()  # else its thread's end would drown the words about the cause
+        raise
     leave_when_terminated(connection)
     connection.post(Ready(PROTOCOL_VERSION, os.getpid()))
     while (item := connection.orders.get()) is not None:
@@ -106,6 +103,18 @@ def main(config_json: str) -> None:
             cycles.job_done(shared_nbytes)
     executor.close()
     connection.close()
+
+
+def _prepare(config: dict[str, Any], connection: HubConnection, notify: Notify) -> Executor:
+    module_name, _, name = config["executor"].partition(":")
+    executor: Executor = getattr(importlib.import_module(module_name), name)(
+        notify, connection.leases.handover.identify
+    )
+    if config["initializer"]:
+        function, arguments = cloudpickle.loads(Path(config["initializer"]).read_bytes())
+        function(*arguments)
+    cycles.modules_loaded()
+    return executor
 
 
 def leave_when_terminated(connection: HubConnection) -> None:
