@@ -126,6 +126,8 @@ def test_a_result_that_was_stored_before_the_death_is_used(tmp_path):
 def test_settings_are_checked_kept_and_used(tmp_path):
     with pytest.raises(ConfigError, match="min_workers is 3, more than max_workers, 2"):
         ZfastTaskRunner(max_workers=2, min_workers=3)
+    with pytest.raises(ConfigError, match="min_workers must be a whole number"):
+        ZfastTaskRunner(min_workers="2")
     with pytest.raises(ConfigError, match="initializer must be callable"):
         ZfastTaskRunner(initializer="module:name")
     with pytest.raises(ConfigError, match="lease_s must be a positive number"):

@@ -95,8 +95,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if max_workers is not None:
-            check_whole_number("max_workers", max_workers, 1)
+        check_whole_number("max_workers", max_workers, 1, optional=True)
+        check_whole_number("min_workers", min_workers, 0)
         self._settings: dict[str, Any] = {
             "max_workers": max_workers,
             "min_workers": min_workers,
