@@ -6,7 +6,8 @@
     python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
-    python3 dev.py soak-store [ARGS]  the result store: 500 kills, then 16 processes for 10 minutes
+    python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
+    python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -33,6 +34,7 @@ EXTRAS = {
     "bench": "bench",
     "soak": "test",
     "soak-store": "test",
+    "soak-runner": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -66,6 +68,7 @@ def main(arguments: list[str]) -> int:
         "bench": bench,
         "soak": soak,
         "soak-store": soak_store,
+        "soak-runner": soak_runner,
     }[command]
     return run_command(rest)
 
@@ -134,6 +137,11 @@ def soak(arguments: list[str]) -> int:
 def soak_store(arguments: list[str]) -> int:
     """Run the soak tests of the result store."""
     return run(PYTHON, Path("tests") / "soak_store.py", *arguments)
+
+
+def soak_runner(arguments: list[str]) -> int:
+    """Run the soak test of the runner's faults."""
+    return run(PYTHON, Path("tests") / "soak_runner.py", *arguments)
 
 
 def prepare(extras: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,54 @@ def run_python(prefect_api: str) -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def notes():
+    return []
+
+
+@pytest.fixture
+def runtime_root(tmp_path, monkeypatch):
+    """Where hubs make their folders, short enough for a socket's path."""
+    root = tempfile.mkdtemp(prefix="zf")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", root)
+    yield Path(root)
+    assert list(Path(root).iterdir()) == []
+    os.rmdir(root)
+
+
+@pytest.fixture
+def start_hub(runtime_root, notes, monkeypatch):
+    """Starts hubs; when they are closed nothing of them is left."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from hub_jobs import Jobs
+    from zfast.runner.hub import Hub
+    from zfast.runner.policy import Policy
+
+    hubs = []
+
+    def start(max_workers=2, **policy):
+        hub = Hub(
+            Policy(max_workers, **policy),
+            executor="hub_executor:FunctionExecutor",
+            environment={"ZFAST_TEST": "yes"},
+            on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
+        )
+        hubs.append(hub)
+        return Jobs(hub)
+
+    yield start
+    for hub in hubs:
+        pids = hub.worker_pids
+        hub.close()
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    from hub_jobs import Journal
+
+    return Journal(tmp_path / "journal")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from zfast.codec import decode, encode
 from zfast.sharing.results import seal_results
 
@@ -12,9 +14,13 @@ class FunctionExecutor:
     def __init__(self, notify, identify):
         self._notify = notify
 
-    def run(self, code, context, parcels):
+    def run(self, code, context, parcels, attempt):
         function, argument = (decode(parcel.open()) for parcel in parcels)
+        os.environ["ATTEMPT"] = str(attempt)
         return [encode(seal_results(function)(argument, self._notify))]
+
+    def warm(self, codes, context):
+        os.environ["WARMED"] = str(len(codes))
 
     def close(self):
         pass

@@ -24,11 +24,12 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from test_hub import Jobs
+from hub_jobs import Jobs
 from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerError
 from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
 
 MAX_KEPT = 8
 MAX_UNDER_WAY = 4
@@ -91,7 +92,7 @@ class Soak:
         self.n_left = n_hand_overs
         self.folder = folder
         self.hub = Hub(
-            max_workers=2,
+            Policy(max_workers=2),
             executor="hub_executor:FunctionExecutor",
             environment={"PYTHONPATH": str(Path(__file__).parent)},
             on_note=lambda *_: None,

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from test_hub import Jobs
+from hub_jobs import Jobs
 from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerDiedError, WorkerError
 from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
 from zfast.sharing.lease_table import DRIVER
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +33,7 @@ def hub_jobs(monkeypatch):
 
     def start(max_workers=2, **environment):
         hub = Hub(
-            max_workers=max_workers,
+            Policy(max_workers=max_workers),
             executor="hub_executor:FunctionExecutor",
             environment=environment,
             on_note=lambda *_: None,

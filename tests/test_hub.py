@@ -3,88 +3,30 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 import zmq
 
-from zfast.codec import decode, encode
+from hub_jobs import appeared
+from zfast.codec import decode
 from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
-from zfast.runner.job import Blob, Job, JobCancelledError, JobFailedError
-from zfast.sharing.handover import Parcel
+from zfast.runner.job import JobCancelledError, JobFailedError
+from zfast.runner.policy import Policy
 
 TESTS = Path(__file__).parent
 
 
-class Jobs:
-    """Submits functions to a hub and waits for what becomes of them."""
-
-    def __init__(self, hub):
-        self.hub = hub
-        self._blob = Blob.of(b"no code")
-
-    def submit(self, function, argument=None):
-        outcome = queue.SimpleQueue()
-        pack = self.hub.handover.snapshot
-        parcels = [
-            pack(encode(function)),
-            argument if isinstance(argument, Parcel) else pack(encode(argument)),
-        ]
-        self.hub.submit(Job(uuid.uuid4().bytes, self._blob, self._blob, parcels, outcome.put))
-        return outcome
-
-    def run(self, function, argument=None):
-        return self.value(self.submit(function, argument))
-
-    @staticmethod
-    def value(outcome):
-        result = outcome.get(timeout=60)
-        if isinstance(result, Exception):
-            raise result
-        return decode(result[0].open())
-
-
 @pytest.fixture
-def notes():
-    return []
-
-
-@pytest.fixture
-def runtime_root(tmp_path, monkeypatch):
-    """Where hubs make their folders, short enough for a socket's path."""
-    root = tempfile.mkdtemp(prefix="zf")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", root)
-    yield Path(root)
-    assert list(Path(root).iterdir()) == []
-    os.rmdir(root)
-
-
-@pytest.fixture
-def jobs(runtime_root, notes, monkeypatch):
-    monkeypatch.syspath_prepend(str(TESTS))
-    hub = Hub(
-        max_workers=2,
-        executor="hub_executor:FunctionExecutor",
-        environment={"ZFAST_TEST": "yes"},
-        on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
-    )
-    jobs = Jobs(hub)
-    yield jobs
-    pids = hub.worker_pids
-    hub.close()
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+def jobs(start_hub):
+    return start_hub()
 
 
 def gone(pids, paths, timeout=5.0):
@@ -132,16 +74,39 @@ def test_an_error_in_a_job_has_its_traceback(jobs):
     assert "in work" in caught.value.detail
 
 
-def test_a_killed_worker_fails_its_job_within_a_moment_and_is_replaced(jobs):
-    pid = jobs.run(lambda *_: os.getpid())
-    outcome = jobs.submit(lambda *_: time.sleep(60))
-    time.sleep(0.2)
-    os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
-    with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
-        jobs.value(outcome)
-    assert time.monotonic() - killed < 2
-    assert jobs.run(lambda *_: os.getpid()) != pid
+def test_a_worker_that_is_killed_is_replaced_and_its_job_run_again(jobs, tmp_path):
+    def work(path, _):
+        pid = os.getpid()
+        (path / str(pid)).touch()
+        if os.environ["ATTEMPT"] == "1":
+            time.sleep(60)
+        return pid, os.environ["ATTEMPT"]
+
+    outcome = jobs.submit(work, tmp_path)
+    first = int(appeared(tmp_path))
+    os.kill(first, signal.SIGKILL)
+    second, attempt = jobs.value(outcome)
+    assert second != first
+    assert attempt == "2"
+    assert {int(path.name) for path in tmp_path.iterdir()} == {first, second}
+
+
+def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start_hub, tmp_path, capfd):
+    jobs = start_hub(max_worker_deaths=3)
+
+    def poison(path, _):
+        (path / str(os.getpid())).touch()
+        os.write(2, b"I am poison\n")
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    others = [jobs.submit(lambda *_: "fine") for _ in range(5)]
+    with pytest.raises(WorkerDiedError, match=r"killed by SIGSEGV.*so did 2 before") as caught:
+        jobs.run(poison, tmp_path)
+    assert "I am poison" in caught.value.message
+    assert len(list(tmp_path.iterdir())) == 3
+    assert [jobs.value(outcome) for outcome in others] == ["fine"] * 5
+    assert jobs.run(lambda *_: "fine") == "fine"
+    assert capfd.readouterr().err.count("I am poison") == 3
 
 
 def test_a_result_sent_just_before_death_counts(jobs):
@@ -165,7 +130,9 @@ def test_an_idle_worker_that_dies_is_not_given_work(jobs):
     assert jobs.run(lambda *_: os.getpid()) != pid
 
 
-def test_a_grandchild_that_outlives_its_worker_hides_no_death(jobs):
+def test_a_grandchild_that_outlives_its_worker_hides_no_death(start_hub):
+    jobs = start_hub(max_worker_deaths=1)
+
     def work(*_):
         if os.fork() == 0:
             time.sleep(3)
@@ -235,11 +202,12 @@ def test_strangers_on_the_socket_are_ignored(jobs, runtime_root, caplog):
 DRIVER = """
     import os, sys, time
     sys.path.insert(0, {tests!r})
-    import test_hub
+    import hub_jobs
     from zfast.runner.hub import Hub
-    hub = Hub(max_workers=2, executor="hub_executor:FunctionExecutor", environment={{}},
+    from zfast.runner.policy import Policy
+    hub = Hub(Policy(max_workers=2), executor="hub_executor:FunctionExecutor", environment={{}},
               on_note=lambda *_: None)
-    jobs = test_hub.Jobs(hub)
+    jobs = hub_jobs.Jobs(hub)
     def work(what, _):
         (what and sum(range(10 ** 11))) or None
         return os.getpid()
@@ -285,6 +253,6 @@ def test_a_driver_killed_while_it_starts_workers_leaves_nothing(runtime_root, de
     if not gone([], [folder]):
         # Killed before its first worker could run: the next hub sweeps.
         assert not (folder / "hub.sock").exists()
-        hub = Hub(max_workers=1, executor="x:y", environment={}, on_note=lambda *_: None)
+        hub = Hub(Policy(max_workers=1), executor="x:y", environment={}, on_note=lambda *_: None)
         hub.close()
         assert not folder.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import traceback
 from collections.abc import Callable, Hashable
 from functools import cache, partial
@@ -12,7 +13,7 @@ from uuid import UUID
 
 import cloudpickle
 import prefect.task_engine
-from prefect.client.schemas.objects import RunInput, State
+from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.context import SyncClientContext, hydrated_context, tags
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
@@ -22,11 +23,13 @@ from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.caching import fast_policy
 from zfast.prefect.references import resolve_references
-from zfast.prefect.reporting import flush_events, forward_logs
+from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
 from zfast.runner import cycles
 from zfast.runner.job import Blob
 from zfast.sharing.handover import Parcel
 from zfast.sharing.results import seal_results
+
+logger = logging.getLogger("zfast.prefect")
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
@@ -60,16 +63,26 @@ class TaskExecutor:
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
 
-    def run(self, code: Blob, context: Blob, parcels: list[Parcel]) -> list[Payload]:
+    def run(self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
         upstream = [cache(partial(_decode_parcel, parcel)) for parcel in parcels[1:]]
         call: Call = decode(parcels[0].open(), persistent_load=resolve_references(upstream))
-        state = self._run_task(task, call)
+        task_run = find_begun_run(call["task_run_id"], attempt - 1) if attempt > 1 else None
+        state = self._run_task(task, call, task_run)
         payload = _encode_state(state)
         flush_events()
         return [payload]
+
+    def warm(self, codes: list[Blob], context: Blob) -> None:
+        """Hydrate a context and unpickle tasks, whose modules are imported thereby."""
+        try:
+            self._enter_context(context)
+            for code in codes:
+                self._load_task(code)
+        except Exception:
+            logger.debug("this worker did not get warm", exc_info=True)  # the job will say why
 
     def close(self) -> None:
         """Leave the hydrated context."""
@@ -103,10 +116,11 @@ class TaskExecutor:
             cycles.modules_loaded()
         return task
 
-    def _run_task(self, task: Task[Any, Any], call: Call) -> State[Any]:
+    def _run_task(self, task: Task[Any, Any], call: Call, task_run: TaskRun | None) -> State[Any]:
         arguments: dict[str, Any] = {
             "task": task,
             "task_run_id": call["task_run_id"],
+            "task_run": task_run,
             "parameters": call["parameters"],
             "wait_for": call["wait_for"],
             "dependencies": call["dependencies"],

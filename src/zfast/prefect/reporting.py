@@ -21,6 +21,8 @@ from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
+from prefect.states import AwaitingRetry
+from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ logger = logging.getLogger("zfast.prefect")
 LOG = "log"
 #: The API learns of a task run from events, a moment after they were sent: wait for it so long.
 FIND_TASK_RUN_S = 3.0
+#: A task run that begins again waits so long for what the API knows of it.
+RESUME_S = 0.3
 #: Leaving the runner waits so long for reports under way.
 CLOSE_S = 10.0
 
@@ -45,11 +49,34 @@ def flush_events() -> None:
     EventsWorker.instance().wait_until_empty()
 
 
+def find_begun_run(task_run_id: UUID, n_begun: int) -> TaskRun | None:
+    """In a worker: a task run that another worker had begun when it died, as the API knows it.
+
+    Prefect's engine goes on from it, so that it keeps its name, its inputs and its count of runs.
+
+    Args:
+        n_begun: How often it was begun, of which the API may know less.
+
+    Returns:
+        None if the API has not heard of it; then the engine begins anew under the same id.
+    """
+    try:
+        task_run = _find_task_run(task_run_id, RESUME_S)
+    except Exception:
+        logger.warning("task run %s begins anew: the API does not answer", task_run_id)
+        return None
+    if task_run is None or task_run.state is None:
+        return None
+    task_run.run_count = max(task_run.run_count, n_begun)
+    task_run.end_time = None
+    return task_run
+
+
 class Reporter:
-    """In the driver: sends workers' logs on, and reports the task runs of workers that died.
+    """In the driver: sends workers' logs on, and reports what became of those that died.
 
     It works in copies of the context it is made in, where Prefect finds the flow run's settings.
-    Threads: ``forward`` and ``report_crash`` from the hub's, ``close`` from any.
+    Threads: any.
     """
 
     def __init__(self) -> None:
@@ -65,18 +92,29 @@ class Reporter:
 
     def report_crash(self, task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
         """Tell the API that a task run crashed, whose own engine did not live to say so."""
-        report = threading.Thread(
+        self._report(_report_crash, task_run_id, state, task)
+
+    def report_replay(self, task_run_id: UUID, attempt: int, cause: str) -> None:
+        """Tell the API that a task run whose worker has died waits to be run again."""
+        state: State[Any] = AwaitingRetry(
+            scheduled_time=now("UTC"),
+            message=f"Its worker died: {cause}. Attempt {attempt} will run on another worker.",
+        )
+        self._report(_report_replay, task_run_id, state)
+
+    def _report(self, report: Callable[..., None], task_run_id: UUID, *arguments: object) -> None:
+        thread = threading.Thread(
             target=contextvars.Context.run,
-            args=(self._context.copy(), _report_crash, task_run_id, state, task),
-            name="zfast-crash-report",
+            args=(self._context.copy(), report, task_run_id, *arguments),
+            name="zfast-report",
             daemon=True,
         )
-        self._reports = [thread for thread in self._reports if thread.is_alive()] + [report]
+        self._reports = [thread for thread in self._reports if thread.is_alive()] + [thread]
         try:
-            report.start()
+            thread.start()
         except RuntimeError:  # the interpreter is on its way out
-            logger.debug("no report that task run %s crashed", task_run_id, exc_info=True)
-            self._reports.remove(report)
+            logger.debug("no report on task run %s", task_run_id, exc_info=True)
+            self._reports.remove(thread)
 
     def close(self) -> None:
         """Wait for reports under way."""
@@ -91,14 +129,26 @@ def _send_log(data: memoryview) -> None:
 
 def _report_crash(task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
     try:
-        task_run = _find_task_run(task_run_id) or _describe_task_run(task_run_id, task)
+        task_run = _find_task_run(task_run_id, FIND_TASK_RUN_S) or _describe_task_run(
+            task_run_id, task
+        )
         emit_task_run_state_change_event(task_run, task_run.state, state)
     except Exception:
         logger.exception("the API was not told that task run %s crashed", task_run_id)
 
 
-def _find_task_run(task_run_id: UUID) -> TaskRun | None:
-    deadline = time.monotonic() + FIND_TASK_RUN_S
+def _report_replay(task_run_id: UUID, state: State[Any]) -> None:
+    try:
+        # Its next attempt may have ended by now: the API orders states by their time.
+        task_run = _find_task_run(task_run_id, FIND_TASK_RUN_S)
+        if task_run is not None:
+            emit_task_run_state_change_event(task_run, task_run.state, state)
+    except Exception:
+        logger.exception("the API was not told that task run %s runs again", task_run_id)
+
+
+def _find_task_run(task_run_id: UUID, timeout_s: float) -> TaskRun | None:
+    deadline = time.monotonic() + timeout_s
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -106,7 +156,7 @@ def _find_task_run(task_run_id: UUID) -> TaskRun | None:
             except ObjectNotFound:
                 if time.monotonic() > deadline:
                     return None
-                time.sleep(0.1)
+                time.sleep(0.05)
 
 
 def _describe_task_run(task_run_id: UUID, task: Task[Any, Any]) -> TaskRun:

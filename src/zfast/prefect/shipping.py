@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, ser
 from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
-from zfast.runner.hub import MAX_BLOBS
+from zfast.runner.dispatcher import MAX_BLOBS
 from zfast.runner.job import Blob
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, PrefectFutureList
@@ -25,6 +26,7 @@ from zfast.prefect.reporting import Reporter
 from zfast.prefect.shipping import Shipper, child_environment
 from zfast.runner.hub import Hub
 from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
+from zfast.runner.policy import Policy, check_whole_number
 from zfast.sharing.handover import Copies, Handover, Parcel
 
 if TYPE_CHECKING:
@@ -51,14 +53,24 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
     Workers start with the first submit and live as long as the flow run; each is given a task's
     code and the flow run's context once. Parameters are snapshotted before ``submit`` returns, into
     memory that workers share. Results stay where they were made, and tasks and the flow read them
-    there. A worker that dies ends its task run as Crashed; another takes its place.
+    there. When a worker dies, another takes its place and runs the task run again, under the same
+    id; a result that was handed over stays. Side effects of the first attempt are not undone.
 
     Args:
         max_workers: At most so many processes; by default Prefect's setting
             ``tasks.runner.process_pool_max_workers``, else the number of processors.
+        min_workers: So many are started with the first submit, and kept.
+        spares: So many more wait, their imports done, to take over from one that dies.
+        idle_timeout_s: A worker that is not needed for so long is stopped.
+        max_tasks_per_worker: After so many task runs a worker is replaced.
+        max_worker_nbytes: A worker whose memory, without what it shares, has grown past it is
+            replaced after the task run it is at.
+        max_worker_deaths: A task run whose workers died so often ends as Crashed.
+        lease_s: A worker that was stopped, or hangs without computing, for so long is killed.
+        initializer: Called in each worker before its first task run, with ``initargs``.
 
     Raises:
-        ConfigError: ``max_workers`` is less than 1.
+        ConfigError: A setting is out of its range, or the initializer cannot be pickled.
 
     Threads: ``submit`` from any. Not usable in a forked child.
 
@@ -68,16 +80,57 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         ... def my_flow(): ...
     """
 
-    def __init__(self, max_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        min_workers: int = 0,
+        spares: int = 1,
+        idle_timeout_s: float = 60.0,
+        max_tasks_per_worker: int | None = None,
+        max_worker_nbytes: int | None = None,
+        max_worker_deaths: int = 3,
+        lease_s: float = 60.0,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if max_workers is not None and (
-            not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1
-        ):
-            raise ConfigError(f"max_workers must be a whole number from 1 on, not {max_workers!r}")
-        self._max_workers = max_workers
+        check_whole_number("max_workers", max_workers, 1, optional=True)
+        check_whole_number("min_workers", min_workers, 0)
+        self._settings: dict[str, Any] = {
+            "max_workers": max_workers,
+            "min_workers": min_workers,
+            "spares": spares,
+            "idle_timeout_s": idle_timeout_s,
+            "max_tasks_per_worker": max_tasks_per_worker,
+            "max_worker_nbytes": max_worker_nbytes,
+            "max_worker_deaths": max_worker_deaths,
+            "lease_s": lease_s,
+            "initializer": initializer,
+            "initargs": tuple(initargs),
+        }
+        self._policy()  # complains here and now
         self._reset()
         #: Runners that are running: this one and its duplicates. Prefect cancels the original.
         self._family: weakref.WeakSet[ZfastTaskRunner] = weakref.WeakSet()
+
+    def _policy(self) -> Policy:
+        settings = dict(self._settings)
+        initializer, initargs = settings.pop("initializer"), settings.pop("initargs")
+        if initializer is not None:
+            if not callable(initializer):
+                raise ConfigError(f"initializer must be callable, not {initializer!r}")
+            try:
+                settings["initializer"] = cloudpickle.dumps((initializer, initargs))
+            except Exception as error:
+                raise ConfigError(
+                    f"the initializer cannot be sent to a worker: {error}",
+                    hint="keep locks, sockets and open files out of its closure and arguments",
+                ) from error
+        settings["max_workers"] = settings["max_workers"] or max(
+            _default_max_workers(), settings["min_workers"]
+        )
+        return Policy(**settings)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -98,19 +151,19 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def duplicate(self) -> Self:
         """A runner with the same configuration, not started."""
-        duplicate = type(self)(max_workers=self._max_workers)
+        duplicate = type(self)(**self._settings)
         duplicate._family = self._family
         return duplicate
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZfastTaskRunner) and self._max_workers == other._max_workers
+        return isinstance(other, ZfastTaskRunner) and self._settings == other._settings
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # Prefect pickles a flow with its runner: only the configuration travels.
-        return {"logger": self.logger, "_max_workers": self._max_workers}
+        return {"logger": self.logger, "_settings": self._settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -224,7 +277,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             if self._hub is None or self._shipper is None or self._reporter is None:
                 self._reporter = Reporter()
                 self._hub = Hub(
-                    max_workers=self._max_workers or _default_max_workers(),
+                    self._policy(),
                     executor="zfast.prefect.execution:TaskExecutor",
                     environment=child_environment(),
                     on_note=self._reporter.forward,
@@ -282,9 +335,20 @@ class _Submission:
         except Exception as error:
             self._future.settle(_crashed(f"An upstream result cannot be sent on: {error}", error))
             return
-        job = Job(self._future.task_run_id.bytes, self._code, self._context, parcels, self._done)
+        job = Job(
+            self._future.task_run_id.bytes,
+            self._code,
+            self._context,
+            parcels,
+            self._done,
+            on_replay=self._replayed,
+            client=self._context.digest,
+        )
         self._upstream = []
         self._hub.submit(job)
+
+    def _replayed(self, attempt: int, cause: str) -> None:
+        self._reporter.report_replay(self._future.task_run_id, attempt, cause)
 
     def _done(self, outcome: Outcome) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The hub: one thread in the driver that owns the workers, their socket and the job queue."""
+"""The hub: one thread in the driver that owns the workers, their socket and the jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 
 import zmq
@@ -18,29 +17,29 @@ from zfast.errors import (
     ProtocolError,
     WorkerDiedError,
     WorkerError,
-    WorkerStartError,
 )
 from zfast.runner.commands import Command, CommandQueue
+from zfast.runner.dispatcher import Dispatcher
 from zfast.runner.hub_socket import HubSocket
 from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
 from zfast.runner.protocol import (
     PROTOCOL_VERSION,
     ControlMessage,
     Done,
     Failed,
-    Forget,
     Gone,
-    Keep,
+    Leaving,
     Note,
     Ready,
     Release,
-    Run,
-    Stop,
-    join_parcels,
+    Returned,
 )
 from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.staffing import Staffing
+from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
 from zfast.sharing import exchange
 from zfast.sharing.handover import Handover
@@ -49,21 +48,15 @@ from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.runner")
 
-#: A worker that was told to stop, and has nothing to do, is killed after so long.
-STOP_GRACE_S = 5.0
-#: Blobs that a worker keeps; with one more it starts anew.
-MAX_BLOBS = 256
-#: After so many workers in a row died before they were ready, the hub gives up.
-MAX_FAILED_STARTS = 3
-
 
 class Hub:
-    """Runs jobs on up to ``max_workers`` warm worker processes.
+    """Runs jobs on warm worker processes.
 
-    Workers are started when there are more jobs than idle workers, and kept until ``close``.
+    Workers are started when there are more jobs than workers, and kept until they are idle for
+    long, or until ``close``. A job whose worker dies is run again by another.
 
     Args:
-        max_workers: At least 1.
+        policy: How many workers, how long they live, how often they may die.
         executor: ``module:name`` of what runs jobs in a worker, see ``zfast.runner.worker``.
         environment: Variables for the workers, on top of this process's.
         on_note: Called on the hub's thread with the job id, topic and bytes of each note.
@@ -73,8 +66,8 @@ class Hub:
 
     def __init__(
         self,
+        policy: Policy,
         *,
-        max_workers: int,
         executor: str,
         environment: Mapping[str, str],
         on_note: Callable[[bytes, str, memoryview], None],
@@ -84,6 +77,9 @@ class Hub:
         self._folder = RuntimeFolder()
         self._segment_socket = self._folder.path / exchange.FILE_NAME
         self._poller = zmq.Poller()
+        initializer = self._folder.path / "initializer.pickle"
+        if policy.initializer is not None:
+            initializer.write_bytes(policy.initializer)
         config = WorkerConfig(
             endpoint=self._folder.endpoint,
             runtime_folder=str(self._folder.path),
@@ -91,15 +87,27 @@ class Hub:
             environment=dict(environment),
             segment_socket=str(self._segment_socket) if exchange.is_supported() else None,
             sys_path=[os.path.abspath(entry) for entry in sys.path],
+            beat_s=policy.lease_s / LOOKS_PER_LEASE,
+            initializer=str(initializer) if policy.initializer is not None else None,
         )
-        self._pool = WorkerPool(config, max_workers, self._poller)
-        self._queue: deque[Job] = deque()
-        self._failed_starts = 0
-        self._closing = False
-        self._stop_deadline = float("inf")
-        self._forks_next_look = float("inf")
         self._commands = CommandQueue()
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
+        self._socket = HubSocket(self._poller)
+        self._pool = WorkerPool(
+            config, policy, self._poller, lambda worker: self._dispatcher.is_busy(worker)
+        )
+        self._dispatcher = Dispatcher(policy, self._socket, self._desk, lambda: self._pool)
+        self._staffing = Staffing(
+            self._pool,
+            self._dispatcher,
+            self._socket,
+            self._desk,
+            self._folder,
+            self._segment_socket,
+            self._poller,
+        )
+        self._closing = False
+        self._forks_next_look = float("inf")
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="zfast-hub", daemon=True)
         self._thread.start()
@@ -110,11 +118,12 @@ class Hub:
 
     def submit(self, job: Job) -> None:
         """Queue a job; ``job.on_done`` will be called whatever happens."""
-        self._command(lambda: self._enqueue(job))
+        self._command(lambda: self._submit(job))
 
     def cancel_pending(self) -> None:
         """Take back every job that no worker has started."""
-        self._command(self._cancel_queue)
+        error = JobCancelledError("the task run was cancelled before it started")
+        self._command(lambda: self._dispatcher.cancel(error, replays=True))
 
     def close(self) -> None:
         """Take back what is queued, wait for what runs, stop the workers. Idempotent."""
@@ -158,13 +167,12 @@ class Hub:
     # ---- the hub's thread --------------------------------------------------------------
 
     def _run(self) -> None:
-        self._socket = HubSocket(self._poller)
         self._poller.register(self._commands.fd, zmq.POLLIN)
         error: WorkerError | None = None
         try:
-            while not (self._closing and not self._pool):
-                self._poller.poll(self._poll_timeout_ms())
+            while not (self._closing and not self._pool and not self._dispatcher.n_jobs):
                 self._turn()
+                self._poller.poll(self._poll_timeout_ms())
         except BaseException as failure:
             logger.exception("the hub failed; its jobs fail with it")
             error = WorkerError(f"the hub failed: {failure!r}", hint="see the log for the cause")
@@ -176,11 +184,12 @@ class Hub:
         self._desk.serve()
         self._receive()
         for worker in self._pool.bury():
-            self._mourn(worker)
+            self._staffing.mourn(worker, closing=self._closing)
+        self._pool.look_after()
         self._end_leases()
-        self._dispatch()
-        if self._closing:
-            self._stop_idle_workers()
+        self._dispatcher.dispatch()
+        self._staffing.start_missing(closing=self._closing)
+        self._staffing.stop_leaving(closing=self._closing)
 
     def _end(self, error: WorkerError) -> None:
         # The folder first: should this process be killed now, the workers remove it.
@@ -188,12 +197,11 @@ class Hub:
         self._pool.kill()
         for worker in self._pool:
             worker.release()
-            worker.settle(error)
+        self._dispatcher.fail_all(error)
         for worker in self._pool.take_survived():
             if worker.children_gone:  # else somebody may read on, and its leases stay
                 self._desk.end_worker(worker.routing_id, worker.process.pid)
-            worker.close_lifeline()
-        self._fail_queue(error)
+            worker.close()
         self._desk.close()
         self._socket.close()
         self._closing = True
@@ -202,65 +210,40 @@ class Hub:
         self._finished.set()
 
     def _poll_timeout_ms(self) -> int | None:
-        until = min(self._pool.next_look, self._stop_deadline, self._forks_next_look)
+        until = min(
+            self._pool.next_look,
+            self._dispatcher.next_recall,
+            self._forks_next_look,
+            self._staffing.next_start,
+        )
+        if self._closing and not self._pool and not self._dispatcher.n_jobs:
+            return 0
         if until == float("inf"):
             return None
         return int(max(0.0, until - time.monotonic()) * 1000) + 1
 
-    def _enqueue(self, job: Job) -> None:
+    def _submit(self, job: Job) -> None:
         if self._closing:
             job.settle(JobCancelledError("the task runner is closed"))
+        elif self._staffing.broken is not None:
+            job.settle(self._staffing.broken)
         else:
-            self._queue.append(job)
-
-    def _cancel_queue(self) -> None:
-        self._fail_queue(JobCancelledError("the task run was cancelled before it started"))
-
-    def _fail_queue(self, error: WorkerError) -> None:
-        while self._queue:
-            self._queue.popleft().settle(error)
+            self._dispatcher.submit(job)
 
     def _begin_closing(self) -> None:
         if not self._closing:
             self._closing = True
-            self._fail_queue(JobCancelledError("the task runner was closed before it started"))
+            error = JobCancelledError("the task runner was closed before it started")
+            self._dispatcher.cancel(error, replays=False)
 
     def _kill_all(self) -> None:
         self._begin_closing()
-        for worker in self._pool:
-            worker.settle(WorkerDiedError("the task was interrupted: its runner was aborted"))
+        self._dispatcher.fail_all(
+            WorkerDiedError("the task was interrupted: its runner was aborted")
+        )
         self._pool.kill()
 
     # ---- workers -----------------------------------------------------------------------
-
-    def _dispatch(self) -> None:
-        idle = self._pool.idle
-        while self._queue and idle:
-            self._give(idle.pop(), self._queue.popleft())
-        try:
-            for _ in range(self._pool.missing(len(self._queue))):
-                worker = self._pool.start_worker()
-                self._desk.admit(worker.routing_id, worker.process.pid)
-                # Bound only now: from here on there is a worker to remove the socket if we die.
-                if not self._socket.is_bound:
-                    self._socket.bind(self._folder.endpoint)
-                    self._desk.open(self._segment_socket, self._poller)
-        except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
-            self._fail_queue(WorkerStartError(f"cannot start a worker process: {error.strerror}"))
-
-    def _give(self, worker: WorkerProcess, job: Job) -> None:
-        worker.job = job
-        if len(worker.blobs) >= MAX_BLOBS:
-            worker.blobs.clear()
-            self._socket.send(worker.routing_id, Forget())
-        for blob in (job.code, job.context):
-            if blob.digest not in worker.blobs:
-                worker.blobs.add(blob.digest)
-                self._socket.send(worker.routing_id, Keep(blob.digest), [blob.data])
-        counts, shared, buffers = join_parcels(job.parcels)
-        run = Run(job.job_id, job.code.digest, job.context.digest, counts, shared)
-        self._desk.grant(worker.routing_id, run)
-        self._socket.send(worker.routing_id, run, buffers)
 
     def _receive(self) -> None:
         while True:
@@ -279,26 +262,41 @@ class Hub:
     def _handle(
         self, worker: WorkerProcess, message: ControlMessage, buffers: list[memoryview]
     ) -> None:
-        job = worker.job
         if isinstance(message, Note):
             try:
                 self._on_note(message.job_id, message.topic, buffers[0])
             except Exception:
                 logger.exception("a note from worker %s was not delivered", worker.process.pid)
-        elif isinstance(message, Ready):
-            if message.protocol_version != PROTOCOL_VERSION:
-                raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
-            worker.ready = True
-            self._failed_starts = 0
+        elif isinstance(message, (Done, Failed)):
+            self._handle_end(worker, message, buffers)
         elif isinstance(message, Release):
             self._desk.release(worker.routing_id, message.keys)
         elif isinstance(message, Gone):
             self._desk.remove_segments(worker.routing_id, message.segment_ids)
-        elif isinstance(message, (Done, Failed)) and job and message.job_id == job.job_id:
-            worker.job = None
-            job.settle(self._outcome(worker, message, buffers))
+        elif isinstance(message, Ready):
+            if message.protocol_version != PROTOCOL_VERSION:
+                raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
+            self._pool.now_ready(worker)
+            self._dispatcher.warm(worker)
+        elif isinstance(message, Returned):
+            self._dispatcher.take_back(worker, message.attempt)
+        elif isinstance(message, Leaving):
+            worker.leaving = True
         else:
             raise ProtocolError(f"unexpected {type(message).__name__} from {worker.process.pid}")
+
+    def _handle_end(
+        self, worker: WorkerProcess, message: Done | Failed, buffers: list[memoryview]
+    ) -> None:
+        job = self._dispatcher.finish(worker, message.attempt)
+        if job is None:
+            if isinstance(message, Done):
+                # Fenced off: taken in as any result, and let go of at once, so that it is freed.
+                self._desk.receive(worker.routing_id, message, buffers)
+            logger.info("worker %s ended a job that is not its own now", worker.process.pid)
+            return
+        self._staffing.worker_was_useful()
+        job.settle(self._outcome(worker, message, buffers))
 
     def _outcome(
         self, worker: WorkerProcess, message: Done | Failed, buffers: list[memoryview]
@@ -309,7 +307,7 @@ class Hub:
             return self._desk.receive(worker.routing_id, message, buffers)
         except ProtocolError as error:
             logger.error("worker %s is killed for its result: %s", worker.process.pid, error)
-            worker.kill()
+            worker.kill(f"it was killed for its result: {error.message}")
             return WorkerError(f"the result was refused: {error.message}")
 
     def _end_leases(self) -> None:
@@ -319,37 +317,3 @@ class Hub:
         self._forks_next_look = next_settling()
         for routing_id, message in self._desk.take_messages(w.routing_id for w in self._pool):
             self._socket.send(routing_id, message)
-
-    def _mourn(self, worker: WorkerProcess) -> None:
-        worker.settle(
-            WorkerDiedError(
-                f"the worker process {worker.process.pid} died while it ran the task: "
-                f"{worker.cause_of_death}",
-                hint="is it short of memory, or did the task end its own process?",
-            )
-        )
-        if worker.ready or self._closing:
-            return
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            self._fail_queue(
-                WorkerStartError(
-                    f"{self._failed_starts} worker processes in a row ended before they were "
-                    f"ready; the last {worker.cause_of_death}",
-                    hint="their standard error says why",
-                )
-            )
-            self._failed_starts = 0
-
-    def _stop_idle_workers(self) -> None:
-        if self._stop_deadline == float("inf") and not any(worker.job for worker in self._pool):
-            self._stop_deadline = time.monotonic() + STOP_GRACE_S
-        overdue = time.monotonic() >= self._stop_deadline
-        for worker in self._pool:
-            if overdue or not worker.ready:
-                worker.kill()
-            elif worker.idle:
-                worker.stopping = True
-                self._socket.send(worker.routing_id, Stop())
-        if overdue:
-            self._stop_deadline = float("inf")  # killed: their deaths wake the hub

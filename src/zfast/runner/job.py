@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from zfast.errors import WorkerError
 from zfast.sharing.handover import Parcel
+from zfast.sharing.segments import Lease
 
 logger = logging.getLogger("zfast.runner")
 
@@ -50,6 +51,9 @@ class Job:
         code, context: What the executor gets beside the payloads, sent once to each worker.
         parcels: What the executor gets; their buffers must not change.
         on_done: Called once, on the hub's thread, with the result's parcels or what went wrong.
+        on_replay: Called on the hub's thread when a worker has died of it and it will be run again,
+            with the number of the next attempt and how the worker died.
+        client: Whose it is; clients take turns.
     """
 
     job_id: bytes
@@ -57,6 +61,25 @@ class Job:
     context: Blob
     parcels: list[Parcel]
     on_done: Callable[[Outcome], None]
+    on_replay: Callable[[int, str], None] | None = None
+    client: bytes = b""
+
+    @property
+    def travelling_nbytes(self) -> int:
+        """Bytes that go through a socket to whoever runs it."""
+        return sum(
+            len(parcel.header)
+            + sum(part.nbytes for part in parcel.parts if not isinstance(part, Lease))
+            for parcel in self.parcels
+        )
+
+    def tell_replay(self, attempt: int, cause: str) -> None:
+        """Tell whoever cares. What they raise is logged."""
+        if self.on_replay is not None:
+            try:
+                self.on_replay(attempt, cause)
+            except Exception:
+                logger.exception("nobody heard that job %s runs again", self.job_id.hex())
 
     def settle(self, outcome: Outcome) -> None:
         """Tell whoever waits. What they raise is logged: it is not the hub's to fail by."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class LeaseDesk:
         self._segments: dict[bytes, Segment] = {}
         self._files: dict[bytes, tuple[int, int]] = {}
         self._workers: dict[int, Process] = {}
+        self._owners: dict[bytes, Process] = {}
         self._frees: defaultdict[Process, list[int]] = defaultdict(list)
         self._drops: list[bytes] = []
         self._server: SegmentServer | None = None
@@ -106,6 +107,7 @@ class LeaseDesk:
         except BaseException:
             os.close(fd)
             raise
+        self._owners[segment_id] = self._worker(pid)
         self._keep(segment_id, PeerSegment(lambda: (os.dup(fd), nbytes)), fd, nbytes)
 
     def lend_segment(self, pid: int, segment_id: bytes) -> tuple[int, int]:
@@ -136,6 +138,15 @@ class LeaseDesk:
         for descriptor in run.shared:
             if descriptor is not None:
                 self._table.grant(descriptor, worker, by=DRIVER)
+
+    def owned_nbytes(self, parcels: Iterable[Parcel]) -> Counter[Process]:
+        """How many bytes of some parcels lie in the memory of each worker."""
+        owned: Counter[Process] = Counter()
+        for parcel in parcels:
+            for part in parcel.parts:
+                if isinstance(part, Lease) and part.descriptor.segment_id in self._owners:
+                    owned[self._owners[part.descriptor.segment_id]] += part.descriptor.nbytes
+        return owned
 
     def release(self, process: Process, keys: Iterable[tuple[bytes, int]]) -> None:
         """End leases of a process.
@@ -214,3 +225,4 @@ class LeaseDesk:
             else:
                 self._drops.append(effect.segment_id)
                 del self._segments[effect.segment_id], self._files[effect.segment_id]
+                self._owners.pop(effect.segment_id, None)

@@ -20,7 +20,11 @@ from zfast.sharing.handover import Parcel
 from zfast.sharing.segments import Lease
 
 #: Raised with every change of a message below; hub and workers of one host run one version.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+
+
+#: A run of a job: the job's id, and the number of the attempt.
+AttemptId = tuple[bytes, int]
 
 
 class ControlMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -45,9 +49,13 @@ class Forget(ControlMessage, frozen=True):
 
 
 class Run(ControlMessage, frozen=True):
-    """Hub → worker: run a job. Buffers: its payloads. Each descriptor comes with a lease."""
+    """Hub → worker: run a job. Buffers: its payloads. Each descriptor comes with a lease.
 
-    job_id: bytes
+    ``serial`` counts the worker's jobs from 1; it writes the serial on its slate as it begins.
+    """
+
+    attempt: AttemptId
+    serial: int
     code: bytes
     context: bytes
     counts: list[int]
@@ -61,7 +69,7 @@ class Done(ControlMessage, frozen=True):
     lease on.
     """
 
-    job_id: bytes
+    attempt: AttemptId
     counts: list[int]
     shared: list[Descriptor | None]
 
@@ -69,7 +77,7 @@ class Done(ControlMessage, frozen=True):
 class Failed(ControlMessage, frozen=True):
     """Worker → hub: the job could not be run, or its result not be sent. The worker lives."""
 
-    job_id: bytes
+    attempt: AttemptId
     error_type: str
     message: str
     traceback: str
@@ -80,6 +88,29 @@ class Note(ControlMessage, frozen=True):
 
     job_id: bytes
     topic: str
+
+
+class Warm(ControlMessage, frozen=True):
+    """Hub → worker: get ready for jobs of these codes in this context, blobs that were sent."""
+
+    codes: list[bytes]
+    context: bytes
+
+
+class Recall(ControlMessage, frozen=True):
+    """Hub → worker: give a job back if it has not begun. Else its end is told as always."""
+
+    attempt: AttemptId
+
+
+class Returned(ControlMessage, frozen=True):
+    """Worker → hub: that job has not begun, and will not."""
+
+    attempt: AttemptId
+
+
+class Leaving(ControlMessage, frozen=True):
+    """Worker → hub: something asked me to end; give me no more jobs, and stop me when I am done."""
 
 
 class Stop(ControlMessage, frozen=True):
@@ -116,6 +147,10 @@ _MESSAGES: tuple[type[ControlMessage], ...] = (
     Release,
     Free,
     Gone,
+    Warm,
+    Recall,
+    Returned,
+    Leaving,
 )
 #: Kinds start well above a channel's, so that one talking to the other is told at once.
 _KINDS = {message: 64 + index for index, message in enumerate(_MESSAGES)}

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable
 
 from zfast import arena
 from zfast.codec import Payload
-from zfast.runner.protocol import Done, Free, Gone, Release, Run, join_parcels, split_parcels
+from zfast.runner.protocol import (
+    AttemptId,
+    Done,
+    Free,
+    Gone,
+    Release,
+    Run,
+    join_parcels,
+    split_parcels,
+)
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentClient
 from zfast.sharing.handover import Handover, Parcel
@@ -39,7 +48,7 @@ class WorkerLeases:
     # ---- any thread --------------------------------------------------------------------
 
     def pack(
-        self, job_id: bytes, payloads: Iterable[Payload]
+        self, attempt: AttemptId, payloads: Iterable[Payload]
     ) -> tuple[Done, list[bytes | memoryview]]:
         """The message with a job's result, and the buffers that travel with it.
 
@@ -47,7 +56,7 @@ class WorkerLeases:
         """
         parcels = [self.handover.pack(payload) for payload in payloads]
         counts, shared, buffers = join_parcels(parcels)
-        return Done(job_id, counts, shared), buffers
+        return Done(attempt, counts, shared), buffers
 
     def add_segment(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
         """Make a segment of this worker known to the hub."""

@@ -10,10 +10,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from zfast.runner.job import Job, Outcome
+from zfast.runner.last_words import LastWords, StandardErrors
+from zfast.runner.oom import n_oom_kills
+from zfast.runner.slate import Slate
+from zfast.runner.vitals import Vitals
+
+#: A worker that was told to stop, and has nothing to do, is killed after so long.
+STOP_GRACE_S = 5.0
 
 # Set first of all, so that neither a module named like one of ours in the working folder nor a
 # relative entry can come before what the driver imports.
@@ -34,6 +39,8 @@ class WorkerConfig:
         environment: Variables set on top of the driver's.
         segment_socket: Where the hub exchanges segments of shared memory; None where it cannot.
         sys_path: The driver's module search path.
+        beat_s: How often a worker's I/O thread shows that it lives.
+        initializer: A file with a pickled ``(function, arguments)`` to call first; None for none.
     """
 
     endpoint: str
@@ -42,34 +49,54 @@ class WorkerConfig:
     environment: Mapping[str, str]
     segment_socket: str | None
     sys_path: Sequence[str]
+    beat_s: float
+    initializer: str | None
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker and what it is doing. Threads: the hub's only.
+    """A worker and how it fares. Threads: the hub's only.
 
     Attributes:
         pidfd: Readable once it is dead; None where the system has none.
         lifeline: A pipe whose other end is held by the worker and by every process that it forked.
+        slate: What it notes about itself.
+        ready: It has said so: its imports are done.
+        leaving: It gets no more jobs, and is stopped when it has none.
+        stop_by: When it is killed, having been told to stop; by the monotonic clock.
+        last_used: When it was last given a job or had one done, by the monotonic clock.
+        blobs: Digests of those that it has.
+        verdict: Why the hub killed it; None if the hub did not.
     """
 
     routing_id: bytes
     process: subprocess.Popen[bytes]
     pidfd: int | None
     lifeline: int
+    slate: Slate
+    vitals: Vitals
+    last_words: LastWords
+    last_used: float
+    oom_kills_before: int | None = None
     ready: bool = False
-    stopping: bool = False
-    job: Job | None = None
+    leaving: bool = False
+    stop_by: float = float("inf")
     blobs: set[bytes] = field(default_factory=set)
+    verdict: str | None = None
 
     @classmethod
-    def start(cls, config: WorkerConfig, routing_id: bytes) -> WorkerProcess:
+    def start(
+        cls, config: WorkerConfig, routing_id: bytes, errors: StandardErrors, now: float
+    ) -> WorkerProcess:
         """Start a worker; it says Ready when its imports are done.
 
         Raises:
             OSError: The process cannot be started.
         """
+        slate_fd = Slate.make_file(Path(config.runtime_folder))
+        slate = Slate(slate_fd)
         lifeline, worker_end = os.pipe()
+        errors_end, worker_errors = os.pipe()
         worker = {
             "endpoint": config.endpoint,
             "routing_id": routing_id.decode(),
@@ -78,6 +105,9 @@ class WorkerProcess:
             "executor": config.executor,
             "segment_socket": config.segment_socket,
             "lifeline": worker_end,
+            "slate": slate_fd,
+            "beat_s": config.beat_s,
+            "initializer": config.initializer,
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
         }
         code = _BOOTSTRAP.format(
@@ -87,24 +117,38 @@ class WorkerProcess:
         try:
             process = subprocess.Popen(
                 [sys.executable, *warning_options, "-c", code],
-                env={**os.environ, **config.environment},
+                env={**_terminal_environment(), **os.environ, **config.environment},
                 stdin=subprocess.DEVNULL,
-                pass_fds=[worker_end],
+                stderr=worker_errors,
+                pass_fds=[worker_end, slate_fd],
                 # Ctrl-C is the driver's to handle: it ends its workers in order.
                 start_new_session=True,
             )
         except BaseException:
             os.close(lifeline)
+            os.close(errors_end)
+            slate.close()
             raise
         finally:
             os.close(worker_end)
-        pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-        return cls(routing_id, process, pidfd, lifeline)
+            os.close(worker_errors)
+            os.close(slate_fd)
+        return cls(
+            routing_id,
+            process,
+            os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None,
+            lifeline,
+            slate,
+            Vitals(process.pid, lambda: slate.beats),
+            errors.take_in(errors_end),
+            last_used=now,
+            oom_kills_before=n_oom_kills(),
+        )
 
     @property
-    def idle(self) -> bool:
-        """True when it can take a job."""
-        return self.ready and self.job is None and not self.stopping
+    def available(self) -> bool:
+        """Whether it may be given jobs."""
+        return self.ready and not self.leaving and not self.vitals.is_stopped
 
     @property
     def exited(self) -> bool:
@@ -120,23 +164,19 @@ class WorkerProcess:
 
     @property
     def cause_of_death(self) -> str:
-        """How it ended: ``killed by SIGKILL`` or ``exited with status 1``."""
-        code = self.process.returncode
-        if code is not None and code < 0:
-            try:
-                return f"killed by {signal.Signals(-code).name}"
-            except ValueError:
-                return f"killed by signal {-code}"
-        return f"exited with status {code}"
+        """How it ended, such as ``killed by SIGKILL``, and what may say why."""
+        parts = [self.verdict or _describe(self.process.returncode)]
+        if self.process.returncode == -signal.SIGKILL and self.verdict is None:
+            kills = n_oom_kills()
+            if kills is not None and kills > (self.oom_kills_before or 0):
+                parts.append("the kernel's out-of-memory killer was at work meanwhile")
+            if self.vitals.private_nbytes:
+                parts.append(f"it had {self.vitals.private_nbytes >> 20} MiB when last seen")
+        return "; ".join(parts)
 
-    def settle(self, outcome: Outcome) -> None:
-        """End the job it has, if it has one."""
-        if self.job is not None:
-            job, self.job = self.job, None
-            job.settle(outcome)
-
-    def kill(self) -> None:
-        """End it at once."""
+    def kill(self, verdict: str | None = None) -> None:
+        """End it at once; ``verdict`` says why, for those who read of its death."""
+        self.verdict = self.verdict or verdict
         if self.process.poll() is None:
             self.process.kill()
 
@@ -147,6 +187,21 @@ class WorkerProcess:
             os.close(self.pidfd)
             self.pidfd = None
 
-    def close_lifeline(self) -> None:
-        """Give back the lifeline."""
+    def close(self) -> None:
+        """Give back the lifeline and the slate."""
         os.close(self.lifeline)
+        self.slate.close()
+
+
+def _describe(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        try:
+            return f"killed by {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"killed by signal {-returncode}"
+    return f"exited with status {returncode}"
+
+
+def _terminal_environment() -> dict[str, str]:
+    """Worker's standard error goes through a pipe, whose other end may be a terminal."""
+    return {"TTY_COMPATIBLE": "1"} if os.isatty(2) else {}

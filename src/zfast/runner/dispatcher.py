@@ -1,0 +1,284 @@
+"""The dispatcher: hands out jobs, takes back what must not wait, replays what workers died of."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from zfast.errors import ProtocolError, WorkerDiedError, WorkerError
+from zfast.runner.attempts import Assignment, AttemptTable
+from zfast.runner.hub_socket import HubSocket
+from zfast.runner.job import Blob, Job, Outcome
+from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.policy import Policy
+from zfast.runner.protocol import (
+    AttemptId,
+    Forget,
+    Keep,
+    Recall,
+    Run,
+    Warm,
+    join_parcels,
+)
+from zfast.runner.scheduling import SHORT_S, Durations, FairQueue
+from zfast.runner.worker_process import WorkerProcess
+
+#: Blobs that a worker keeps; with one more it starts anew.
+MAX_BLOBS = 256
+#: A worker that has just started unpickles so many of the codes that were used last.
+MAX_WARM_CODES = 8
+#: A job is taken back when the one before it runs for so long.
+RECALL_AFTER_S = 2 * SHORT_S
+
+
+class Dispatcher:
+    """Brings jobs and workers together. Threads: the hub's only.
+
+    Args:
+        workers: Lists the workers that live.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        socket: HubSocket,
+        desk: LeaseDesk,
+        workers: Callable[[], Iterable[WorkerProcess]],
+    ) -> None:
+        self._policy = policy
+        self._socket = socket
+        self._desk = desk
+        self._workers = workers
+        self._attempts = AttemptTable(policy.max_worker_deaths)
+        self._queue = FairQueue()
+        self._durations = Durations()
+        self._codes: OrderedDict[bytes, Blob] = OrderedDict()
+        self._context: Blob | None = None
+        self._cancelled: dict[bytes, WorkerError] = {}
+        self._next_recall = float("inf")
+
+    @property
+    def n_jobs(self) -> int:
+        """Jobs that are queued or in the hands of workers."""
+        return len(self._attempts)
+
+    @property
+    def next_recall(self) -> float:
+        """When ``dispatch`` must be called at the latest, by the monotonic clock."""
+        return self._next_recall
+
+    def is_busy(self, worker: WorkerProcess) -> bool:
+        """Whether a worker has a job."""
+        return self._attempts.n_held(worker.routing_id) > 0
+
+    # ---- jobs -----------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        try:
+            self._attempts.add(job)
+        except ValueError as error:
+            job.settle(WorkerError(str(error), hint="give each job an id of its own"))
+            return
+        self._queue.put(job)
+        self._context = job.context
+        self._codes[job.code.digest] = job.code
+        self._codes.move_to_end(job.code.digest)
+        if len(self._codes) > MAX_WARM_CODES:
+            self._codes.popitem(last=False)
+
+    def cancel(self, error: WorkerError, *, replays: bool) -> None:
+        """End every job that no worker has begun with ``error``.
+
+        Args:
+            replays: Also those that wait to be run again.
+        """
+        kept: list[Job] = []
+        for job in self._queue.drain():
+            if not replays and self._attempts.attempt(job) > 1:
+                kept.append(job)
+            else:
+                self._end(job, error)
+        self._queue.put_back(kept)
+        for worker in self._workers():
+            begun = worker.slate.begun
+            for assignment in self._attempts.held_by(worker.routing_id):
+                if assignment.serial > begun:
+                    self._cancelled[assignment.job.job_id] = error
+                    self._recall(assignment)
+
+    def fail_queued(self, error: WorkerError) -> None:
+        """End every queued job with ``error``."""
+        for job in self._queue.drain():
+            self._end(job, error)
+
+    def fail_all(self, error: WorkerError) -> None:
+        """End every job with ``error``; what workers still say about them does not count."""
+        self.fail_queued(error)
+        for job in self._attempts:
+            self._end(job, error)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self._attempts.forget(job)
+        self._cancelled.pop(job.job_id, None)
+        job.settle(outcome)
+
+    # ---- from and to workers --------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Hand out what can be handed out; take back what would wait for long."""
+        now = time.monotonic()
+        while self._queue:
+            job = self._queue.first()
+            worker = self._worker_for(job)
+            if worker is None:
+                break
+            self._queue.take()
+            self._give(worker, job, now)
+        self._recall_waiting(now)
+
+    def finish(self, worker: WorkerProcess, attempt: AttemptId) -> Job | None:
+        """The job whose end a worker tells; None if its word does not count any more."""
+        now = time.monotonic()
+        assignment = self._attempts.finish(*attempt, worker.routing_id, now=now)
+        if assignment is None:
+            return None
+        self._cancelled.pop(assignment.job.job_id, None)  # too late
+        self._durations.add(assignment.job.code.digest, now - assignment.since)
+        worker.last_used = now
+        return assignment.job
+
+    def take_back(self, worker: WorkerProcess, attempt: AttemptId) -> None:
+        """A worker has returned a job that it had not begun.
+
+        Raises:
+            ProtocolError: It does not hold that job.
+        """
+        job = self._attempts.give_back(*attempt, worker.routing_id)
+        if job is None:
+            raise ProtocolError(f"worker {worker.process.pid} returns a job that it does not hold")
+        self._queue_again([job])
+
+    def _queue_again(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.job_id in self._cancelled:
+                self._end(job, self._cancelled[job.job_id])
+        self._queue.put_back(job for job in jobs if job in self._attempts)
+
+    def warm(self, worker: WorkerProcess) -> None:
+        """Have a worker that has nothing to do yet get ready for jobs like the last ones."""
+        if self._context is not None and not self._queue:
+            codes = list(self._codes.values())
+            self._send_blobs(worker, [*codes, self._context])
+            message = Warm([code.digest for code in codes], self._context.digest)
+            self._socket.send(worker.routing_id, message)
+
+    def mourn(self, worker: WorkerProcess) -> None:
+        """Replay what a dead worker had begun, and hand out anew what it had not."""
+        words = worker.last_words.text()
+        cause = worker.cause_of_death
+        fallout = self._attempts.end_worker(worker.routing_id, worker.slate.begun, cause)
+        for job in fallout.begun:
+            self._cancelled.pop(job.job_id, None)  # too late
+            job.tell_replay(self._attempts.attempt(job), cause)
+        self._queue_again([*fallout.begun, *fallout.untouched])
+        for job, deaths in fallout.given_up:
+            message = f"the worker process {worker.process.pid} died while it ran the task: {cause}"
+            if len(deaths) > 1:
+                message += f"; so did {len(deaths) - 1} before it, and it is not tried again"
+            if words:
+                message += f"; its standard error ends with:\n{words}\n"
+            hint = "is it short of memory, or did the task end its own process?"
+            job.settle(WorkerDiedError(message, hint=hint))
+
+    # ---- who gets what ----------------------------------------------------------------------
+
+    def _worker_for(self, job: Job) -> WorkerProcess | None:
+        held = [(worker, self._attempts.n_held(worker.routing_id)) for worker in self._workers()]
+        idle = [worker for worker, n_held in held if not n_held and worker.available]
+        n_busy = sum(n_held > 0 for _, n_held in held)
+        if n_busy < self._policy.max_workers:
+            if len(idle) > 1:
+                return max(idle, key=self._preference(job))
+            if idle:
+                return idle[0]
+        return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
+
+    def _preference(self, job: Job) -> Callable[[WorkerProcess], tuple[int, int, float]]:
+        """Those that have the data first, then the code and the context, then the last used."""
+        owned = self._desk.owned_nbytes(job.parcels)
+        needed = {job.code.digest, job.context.digest}
+        return lambda worker: (
+            owned.get(worker.routing_id, 0),
+            len(needed & worker.blobs),
+            worker.last_used,
+        )
+
+    def _worker_behind(self, workers: list[WorkerProcess], job: Job) -> WorkerProcess | None:
+        """A worker whose job will soon be done, so that this one may wait there."""
+        if (
+            self._attempts.inflight_nbytes > self._policy.max_inflight_nbytes
+            or self._attempts.is_suspect(job)
+            or not self._durations.is_short(job.code.digest)
+        ):
+            return None
+        ends_soon: list[tuple[float, WorkerProcess]] = []
+        for worker in workers:
+            (running,) = self._attempts.held_by(worker.routing_id)
+            if self._durations.is_short(running.job.code.digest) and not self._attempts.is_suspect(
+                running.job
+            ):
+                ends_soon.append((running.since, worker))
+        return min(ends_soon, key=lambda item: item[0])[1] if ends_soon else None
+
+    def _give(self, worker: WorkerProcess, job: Job, now: float) -> None:
+        self._send_blobs(worker, [job.code, job.context])
+        counts, shared, buffers = join_parcels(job.parcels)
+        assignment = self._attempts.assign(
+            job, worker.routing_id, nbytes=sum(map(len, buffers)), now=now
+        )
+        worker.last_used = now
+        limit = self._policy.max_tasks_per_worker
+        if limit is not None and assignment.serial >= limit:
+            worker.leaving = True
+        run = Run(
+            (job.job_id, assignment.attempt),
+            assignment.serial,
+            job.code.digest,
+            job.context.digest,
+            counts,
+            shared,
+        )
+        self._desk.grant(worker.routing_id, run)
+        self._socket.send(worker.routing_id, run, buffers)
+
+    def _send_blobs(self, worker: WorkerProcess, blobs: list[Blob]) -> None:
+        if len(worker.blobs) + len(blobs) > MAX_BLOBS:
+            worker.blobs.clear()
+            self._socket.send(worker.routing_id, Forget())
+        for blob in blobs:
+            if blob.digest not in worker.blobs:
+                worker.blobs.add(blob.digest)
+                self._socket.send(worker.routing_id, Keep(blob.digest), [blob.data])
+
+    def _recall_waiting(self, now: float) -> None:
+        """Take back what waits behind a job that takes longer than was thought."""
+        self._next_recall = float("inf")
+        for worker in self._workers():
+            if self._attempts.n_held(worker.routing_id) < 2:
+                continue
+            running, *waiting = self._attempts.held_by(worker.routing_id)
+            recall_at = running.since + RECALL_AFTER_S
+            for assignment in waiting:
+                if assignment.recalled:
+                    continue
+                if recall_at <= now or not worker.available:
+                    self._recall(assignment)
+                else:
+                    self._next_recall = min(self._next_recall, recall_at)
+
+    def _recall(self, assignment: Assignment) -> None:
+        assignment.recalled = True
+        message = Recall((assignment.job.job_id, assignment.attempt))
+        self._socket.send(assignment.holder, message)

@@ -1,0 +1,58 @@
+"""A worker's slate: a page of memory on which it notes what it does, readable after its death."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+_NBYTES = mmap.PAGESIZE
+_BEGUN, _BEATS = 0, 1
+
+
+class Slate:
+    """Two counters that a worker writes and its hub reads, without a message.
+
+    Each is one aligned word with one writer, so that no half-written value is seen.
+
+    Args:
+        fd: A file of a page; stays the caller's.
+
+    Threads: any.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _NBYTES)
+        self._words = memoryview(self._memory).cast("Q")
+
+    @staticmethod
+    def make_file(folder: Path) -> int:
+        """A descriptor of a new file for a slate; it vanishes with its last descriptor."""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_NBYTES))  # a hole could not be filled on a full disk: SIGBUS
+            file.flush()
+            return os.dup(file.fileno())
+
+    @property
+    def begun(self) -> int:
+        """The serial of the last job that the worker has begun; 0 before the first."""
+        return self._words[_BEGUN]
+
+    @begun.setter
+    def begun(self, serial: int) -> None:
+        self._words[_BEGUN] = serial
+
+    @property
+    def beats(self) -> int:
+        """How often the worker's interpreter has let its I/O thread run."""
+        return self._words[_BEATS]
+
+    def beat(self) -> None:
+        """Count one more sign of life; only the I/O thread may."""
+        self._words[_BEATS] += 1
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._words.release()
+        self._memory.close()

@@ -1,0 +1,134 @@
+"""Staffing: workers are started, told to stop, and given up on when none can be started."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import zmq
+
+from zfast.errors import WorkerStartError
+from zfast.runner.dispatcher import Dispatcher
+from zfast.runner.hub_socket import HubSocket
+from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.pool import WorkerPool
+from zfast.runner.protocol import Stop
+from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.worker_process import WorkerProcess
+
+logger = logging.getLogger("zfast.runner")
+
+#: The hub gives up when so many workers in a row died before they began a job: none ever could.
+MAX_FIRST_FAILURES = 3
+#: The same once a worker has ended a job: workers can be had, and something keeps killing them.
+MAX_FAILURES = 10
+#: After such a failure the next start waits so long, and twice as long each time.
+FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 10.0
+
+
+class Staffing:
+    """Sees to it that there are workers for the jobs. Threads: the hub's only.
+
+    Attributes:
+        broken: Why no worker can be had, once that is clear; jobs end with it.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        dispatcher: Dispatcher,
+        socket: HubSocket,
+        desk: LeaseDesk,
+        folder: RuntimeFolder,
+        segment_socket: Path,
+        poller: zmq.Poller,
+    ) -> None:
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._socket = socket
+        self._desk = desk
+        self._folder = folder
+        self._segment_socket = segment_socket
+        self._poller = poller
+        self._failures = 0
+        self._was_useful = False
+        self._start_again_at = 0.0
+        self.broken: WorkerStartError | None = None
+
+    @property
+    def next_start(self) -> float:
+        """When ``start_missing`` must be called at the latest, by the monotonic clock."""
+        now = time.monotonic()
+        return self._start_again_at if self._start_again_at > now else float("inf")
+
+    def worker_was_useful(self) -> None:
+        """A worker has ended a job: workers can be started and can work."""
+        self._failures = 0
+        self._was_useful = True
+
+    def start_missing(self, *, closing: bool) -> None:
+        """Start as many workers as the jobs need; when closing, only for jobs without any."""
+        n_jobs = self._dispatcher.n_jobs
+        if self.broken:
+            return
+        if closing and (not n_jobs or any(worker.available for worker in self._pool)):
+            return
+        n_missing = self._pool.resize(n_jobs)
+        if time.monotonic() < self._start_again_at:
+            return
+        try:
+            for _ in range(n_missing):
+                worker = self._pool.start_worker()
+                self._desk.admit(worker.routing_id, worker.process.pid)
+                # Bound only now: from here on there is a worker to remove the socket if we die.
+                if not self._socket.is_bound:
+                    self._socket.bind(self._folder.endpoint)
+                    self._desk.open(self._segment_socket, self._poller)
+        except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
+            self._failed(f"cannot start a worker process: {error.strerror}")
+
+    def stop_leaving(self, *, closing: bool) -> None:
+        """Tell workers to stop that shall and have nothing to do."""
+        stop_all = closing and not self._dispatcher.n_jobs
+        for worker in self._pool:
+            if stop_all and not worker.ready:
+                worker.kill()
+            elif (
+                (worker.leaving or stop_all)
+                and worker.ready
+                and worker.stop_by == float("inf")
+                and not self._dispatcher.is_busy(worker)
+            ):
+                self._pool.stopping(worker)
+                self._socket.send(worker.routing_id, Stop())
+
+    def mourn(self, worker: WorkerProcess, *, closing: bool) -> None:
+        """A worker is dead: see to its jobs, and to whether others would fare better."""
+        was_expected = closing or worker.stop_by < float("inf") or worker.verdict is not None
+        has_begun = worker.slate.begun > 0
+        self._dispatcher.mourn(worker)
+        if has_begun or was_expected:
+            return
+        words = worker.last_words.text()
+        self._failed(
+            f"{self._failures + 1} worker processes in a row ended before they were ready for a "
+            f"job; the last {worker.cause_of_death}"
+            + (f"; its standard error ends with:\n{words}\n" if words else ""),
+            hint="can the workers import what the flow needs?",
+        )
+
+    def _failed(self, message: str, hint: str | None = None) -> None:
+        """A worker could not be started: wait a little before the next, or give up."""
+        self._failures += 1
+        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
+        self._start_again_at = time.monotonic() + pause_s
+        if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
+            return
+        error = WorkerStartError(message, hint=hint)
+        if any(worker.available for worker in self._pool):
+            logger.warning("%s; the other workers go on", error)
+            return
+        self.broken = error
+        self._dispatcher.fail_queued(error)
