@@ -79,8 +79,8 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests against the installed package."""
-    return run(PYTHON, "-m", "pytest", *arguments)
+    """Run the tests against the installed package; all of them, on all cores, without arguments."""
+    return run(PYTHON, "-m", "pytest", *(arguments or ["-n", "auto"]))
 
 
 def lint(_: list[str]) -> int:
