@@ -120,7 +120,7 @@ def sanitize(arguments: list[str]) -> int:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": str(SANITIZED),
     }
-    tests = arguments or list(SANITIZED_TESTS)
+    tests = arguments or ["-n", "auto", *SANITIZED_TESTS]
     return run(PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, env=environment)
 
 
