@@ -423,9 +423,11 @@ words = st.one_of(
     st.lists(st.sampled_from([0, 1, 10, 70_000]), max_size=4),
 )
 def test_no_header_frame_writes_where_it_should_not(entries, offset, stream_id, body, tail, frames):
-    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(
-        zmq.PUSH
-    ) as push:
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as pull,
+        context.socket(zmq.PUSH) as push,
+    ):
         pull.bind("inproc://fuzz")
         push.connect("inproc://fuzz")
         stream = Stream([10, 70_000, 0, 8])

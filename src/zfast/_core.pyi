@@ -191,12 +191,17 @@ class Departure:
     def send(self, socket: zmq.Socket[Any], peer: Account, max_count: int) -> bool: ...
     def release(self) -> None: ...
 
+@overload
+def recv(
+    socket: zmq.Socket[Any], *, routed: bool = False, wait: bool = False, peers: None = None
+) -> Message | Batch | None: ...
+@overload
 def recv(
     socket: zmq.Socket[Any],
     *,
     routed: bool = False,
     wait: bool = False,
-    peers: dict[bytes | None, Any] | None = None,
+    peers: dict[Any, Any],
 ) -> Message | Batch | Landing | None: ...
 def poll(
     socket: zmq.Socket[Any],
