@@ -91,7 +91,7 @@ def test_flights_on_thread_and_zfast(temp_folder: Path, tmp_path: Path) -> None:
         env=environment(temp_folder),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_own_table_as_json_on_a_server_of_the_users(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stderr

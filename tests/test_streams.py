@@ -61,6 +61,21 @@ class Pair:
         self.wire.append(message)
         return True
 
+    def depart(self) -> bool:
+        """As the core sends: chunks of one stream without a look at the others."""
+        departure = self.outgoing.next_departure()
+        if departure is None:
+            return self.send()
+        stream, count = departure
+        while count and stream.offset < stream.nbytes and self.credit.allows(stream.cost):
+            message = stream.next_chunk()
+            stream.sent(message)
+            self.credit.used += message.cost
+            self.wire.append(message)
+            count -= 1
+        self.outgoing.departed(stream)
+        return True
+
     def deliver(self, message: streams.StreamMessage | None = None) -> bool:
         if message is None:
             if not self.wire:
@@ -122,7 +137,7 @@ def test_values_arrive_whole_in_any_order_of_events(sent, data, checksum):
     pair = Pair(limit=64 * CHUNK)
     trackers = []
     todo = deque(sent)
-    actions = [pair.send, pair.deliver, pair.answer, pair.take]
+    actions = [pair.send, pair.depart, pair.deliver, pair.answer, pair.take]
     for _ in range(data.draw(st.integers(0, 60))):
         if todo and data.draw(st.booleans()):
             trackers.append(_core.SendTracker())
@@ -199,6 +214,24 @@ def test_streams_take_turns_so_that_a_small_one_overtakes_a_large_one():
     pair.outgoing.open(views([b"y" * 2 * CHUNK]), _core.SendTracker())
     pair.run()
     assert [value.stream.nbytes for value in pair.values] == [2 * CHUNK, 50 * CHUNK]
+
+
+def test_streams_that_send_by_themselves_take_turns_too():
+    pair = Pair()
+    for size in (50 * CHUNK, 2 * CHUNK):
+        pair.outgoing.open(views([bytes(size)]), _core.SendTracker())
+    while any([pair.depart(), pair.deliver(), pair.answer(), pair.take()]):
+        pass
+    assert [value.stream.nbytes for value in pair.values] == [2 * CHUNK, 50 * CHUNK]
+
+
+def test_a_stream_with_a_digest_does_not_send_by_itself():
+    pair = Pair()
+    pair.outgoing.open(views([bytes(CHUNK)]), _core.SendTracker(), checksum=True)
+    pair.send()
+    assert pair.outgoing.next_departure() is None
+    pair.run()
+    assert len(pair.values) == 1
 
 
 def test_a_sender_without_credit_waits():

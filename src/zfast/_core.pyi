@@ -193,7 +193,7 @@ class Departure:
 
 @overload
 def recv(
-    socket: zmq.Socket[Any], *, routed: bool = False, wait: bool = False
+    socket: zmq.Socket[Any], *, routed: bool = False, wait: bool = False, peers: None = None
 ) -> Message | Batch | None: ...
 @overload
 def recv(
@@ -201,7 +201,7 @@ def recv(
     *,
     routed: bool = False,
     wait: bool = False,
-    peers: dict[bytes | None, Any],
+    peers: dict[Any, Any],
 ) -> Message | Batch | Landing | None: ...
 def poll(
     socket: zmq.Socket[Any],

@@ -1744,7 +1744,7 @@ cdef int land(void *handle, zmq_msg_t *frame, Landing landing) except -1:
     """
     cdef const uint8_t *head = <const uint8_t *>zf_zmq_msg_data(frame)
     cdef bint more = zf_zmq_msg_more(frame) != 0
-    cdef Block _block = landing.block  # kept, whatever else is done to the stream meanwhile
+    cdef Block _kept = landing.block  # whatever another thread does to the stream meanwhile
     cdef Cursor at = landing.next
     cdef Py_ssize_t frame_index = 0
     cdef size_t position

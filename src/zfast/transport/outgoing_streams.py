@@ -23,7 +23,6 @@ from zfast.transport.streams import (
     message_cost,
 )
 
-
 #: Chunks of a stream that shares its peer with no other.
 MANY = 1 << 20
 
@@ -31,7 +30,14 @@ MANY = 1 << 20
 class OutgoingStream(_core.Departure):
     """One value on its way out.
 
+    Args:
+        stream_id, buffers, tracker, max_nbytes, max_pieces: As ``_core.Departure``.
+        flags: Of the message that announces it.
+        checksum: Chunks carry digests.
+
     Attributes:
+        announced: Its OPEN went out.
+        accepted: The peer has room for it.
         ended: Nothing more will be sent: it went out whole, or ``failure`` says why it did not.
     """
 
