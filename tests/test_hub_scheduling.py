@@ -93,15 +93,24 @@ def test_a_job_goes_to_the_worker_that_has_its_data(start_hub, journal):
         assert reader == owner
 
 
-def test_idle_workers_are_stopped_down_to_the_least_number(start_hub):
+def test_idle_workers_are_stopped_down_to_the_least_number(start_hub, tmp_path):
     jobs = start_hub(max_workers=3, min_workers=1, spares=0, idle_timeout_s=0.3)
     outcomes = [jobs.submit(lambda *_: time.sleep(0.3)) for _ in range(3)]
     for outcome in outcomes:
         jobs.value(outcome)
     settled(lambda: len(jobs.hub.worker_pids) == 1)
     assert jobs.run(lambda *_: "still there") == "still there"
-    outcomes = [jobs.submit(lambda *_: (time.sleep(0.3), os.getpid())[1]) for _ in range(3)]
-    assert len({jobs.value(outcome) for outcome in outcomes}) >= 2
+
+    def meet(folder, _):
+        """Wait for the other: each has a worker of its own then."""
+        (folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(os.listdir(folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return len(os.listdir(folder))
+
+    outcomes = [jobs.submit(meet, tmp_path) for _ in range(2)]
+    assert [jobs.value(outcome) for outcome in outcomes] == [2, 2]
 
 
 def test_the_least_number_of_workers_is_there_without_work(start_hub):
