@@ -131,6 +131,17 @@ def test_send_view_borrows_until_the_tracker_is_done(channels):
     assert tracker.wait(10)
 
 
+def test_send_view_waits_for_its_peer(ipc):
+    array = np.zeros(1_000_000)
+    with Channel.connect(ipc) as tx:
+        with pytest.raises(SendTimeoutError, match=r"no peer took the message in 0\.05 s"):
+            tx.send_view(array, timeout=0.05)
+        sender = in_thread(lambda: tx.send_view(array, timeout=10))
+        with Channel.bind(ipc) as rx:
+            sender.join()
+            assert rx.recv(timeout=10).sum() == 0
+
+
 def test_many_small_payloads_arrive_as_batches(channels):
     rx, tx = channels
     payloads = [b"%06d" % i for i in range(200_000)]

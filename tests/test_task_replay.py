@@ -59,14 +59,10 @@ def test_a_task_run_goes_on_under_its_id_and_its_states_tell_why(tmp_path):
     assert run.id == task_run_id
     assert run.name == name
     names = [state["name"] for state in states]
-    # What the first worker said may have died with it.
-    assert names in (
-        ["Pending", "Running", "AwaitingRetry", "Running", "Completed"],
-        ["Pending", "AwaitingRetry", "Running", "Completed"],
-        ["Pending", "Pending", "Running", "Completed"],
-        ["Pending", "Running", "Pending", "Running", "Completed"],
-        ["Pending", "Running", "Completed"],
-    )
+    # What the first worker said may have died with it; then the second begins with Pending.
+    assert names[-2:] == ["Running", "Completed"]
+    assert set(names[:-2]) <= {"Pending", "Running", "AwaitingRetry"}
+    assert names.count("AwaitingRetry") <= 1
     for state in states:
         if state["name"] == "AwaitingRetry":
             assert "killed by SIGKILL" in state["message"]

@@ -188,7 +188,7 @@ class Channel:
         *,
         batch: bool = False,
     ) -> None:
-        stream = link.open_stream(peer, buffers, tracker, batch=batch)
+        stream = link.open_stream(peer, buffers, tracker, deadline, batch=batch)
         try:
             link.finish_stream(peer, stream, deadline)
         except BaseException as error:
@@ -227,7 +227,8 @@ class Channel:
                 )
             else:
                 buffers = [memoryview(payload.header), *payload.buffers]
-                delivery.begin(peer, link.open_stream(peer, buffers, delivery, batch=False))
+                stream = link.open_stream(peer, buffers, delivery, deadline, batch=False)
+                delivery.begin(peer, stream)
         return delivery
 
     def send_many(

@@ -228,11 +228,16 @@ class Link:
     # ---- streams -----------------------------------------------------------------------
 
     def open_stream(
-        self, peer: Peer, buffers: list[memoryview], tracker: _core.SendTracker, *, batch: bool
-    ) -> OutgoingStream:
-        """Queue a stream, and send of it what may be sent at once."""
-        self._inbox.take()
-        self._lookout.raise_if_gone()
+        self, peer: Peer, buffers: list[memoryview], tracker: _core.SendTracker,
+        deadline: Deadline, *, batch: bool,
+    ) -> OutgoingStream:  # fmt: skip
+        """Queue a stream once the peer is connected, and send of it what may be sent at once."""
+        self._look()
+        while not self._port.connected:
+            if deadline.expired:
+                raise self._nobody_took_it(deadline, "0 bytes were sent")
+            self._port.poll(_core.POLLIN, deadline.left())
+            self._look()
         stream = peer.outgoing.open(buffers, tracker, batch=batch, checksum=self._checksum)
         peer.sent += 1
         self._outbox.pump()
