@@ -145,7 +145,7 @@ def test_only_the_holder_releases(locks: ZfastLocks) -> None:
     with pytest.raises(LockError, match="nobody holds the lock on 'k'"):
         locks.release_lock("k", "a")
     locks.acquire_lock("k", "a")
-    with pytest.raises(LockError, match="held by a, process .* not by b"):
+    with pytest.raises(LockError, match=r"held by a, process .* not by b"):
         locks.release_lock("k", "b")
     assert locks.is_lock_holder("k", "a")
     # What Prefect's own managers raise.
@@ -374,7 +374,9 @@ def test_where_it_is_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     locks = ZfastLocks(tmp_path / "file" / "below")
-    with pytest.raises(StoreError, match="Not a directory.*give ZfastLocks another folder") as info:
+    with pytest.raises(
+        StoreError, match=r"Not a directory.*give ZfastLocks another folder"
+    ) as info:
         locks.acquire_lock("k", "a")
     assert info.value.errno == errno.ENOTDIR
 
@@ -384,7 +386,7 @@ def test_a_file_system_without_locks(locks: ZfastLocks, monkeypatch: pytest.Monk
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(LockError, match="has no locks.*on a local disk"):
+    with pytest.raises(LockError, match=r"has no locks.*on a local disk"):
         locks.acquire_lock("k", "a", acquire_timeout=0)
 
 
