@@ -66,6 +66,17 @@ def _all_targets() -> Iterator[Target]:
     for policy in ("plain @task", "NO_CACHE"):
         yield Target(f"4 × 50 MB and a reduce, {policy}", "zfast", "ThreadPool", 2)
     yield Target("pandas work, 100 MB", "zfast task", "plain process", 1)
+    for half, size, ratio in (
+        *(("write", "1 KB", 1), ("write", "1 MB", 5), ("write", "100 MB", 15)),
+        *(("read", "1 KB", 1), ("read", "1 MB", 20), ("read", "100 MB", 100)),
+        ("exists", "100 MB", 100),
+    ):
+        yield Target(f"result store, {half} {size}", "zfast", "stock", ratio)
+    for block in ("folder", "remote"):
+        for half in ("write", "read"):
+            group = f"result store, other block ({block}), {half} 100 MB"
+            yield Target(group, "zfast/inline", "stock", 3)
+            yield Target(group, "zfast/inline, key_storage", "stock, key_storage", 3)
     yield Target("no-op task, 2 workers", "zfast", "ThreadPool", 1.25)
     for runner in ("ProcessPool", "Dask", "Ray"):
         yield Target("no-op task, 2 workers", "zfast", runner, 20)

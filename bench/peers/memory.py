@@ -15,11 +15,19 @@ class PeakMemory:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
             self._before = self._read("VmRSS")
+        self._files_before = self._read("RssFile")
 
-    def extra_nbytes(self) -> int | None:
-        """How far the peak lies above what was resident at the start."""
+    def extra_nbytes(self, *, but_files: bool = False) -> int | None:
+        """How far the peak lies above what was resident at the start.
+
+        Args:
+            but_files: Leave out the pages of files that are mapped now and were not then.
+        """
         peak = self._read("VmHWM")
-        return None if self._before is None or peak is None else max(0, peak - self._before)
+        if self._before is None or peak is None:
+            return None
+        files = (self._read("RssFile") or 0) - (self._files_before or 0) if but_files else 0
+        return max(0, peak - self._before - files)
 
     @staticmethod
     def _read(field: str) -> int | None:
