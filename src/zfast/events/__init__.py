@@ -1,0 +1,15 @@
+"""States of runs on the wire the moment they change. This room knows no Prefect.
+
+::
+
+    reactions             wait for a state, run something when it comes
+    relay                 one endpoint for many publishers
+    subscription          events of all publishers, sync and async
+    publisher             events out of this process
+    follower  desk        a subscriber's and a publisher's side of joining and catching up
+    arrivals              publishers of this user on this host find subscribers, and they them
+    memory                what a publisher remembers
+    sockets               how the events' sockets are opened; the seam for security
+    messages  frames      what is on the wire
+    event  topics  runtime_folder
+"""
