@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
+    from zfast.events.reactions import on_event as on_event
+    from zfast.events.reactions import wait_for_state as wait_for_state
+    from zfast.events.reactions import when as when
+    from zfast.events.subscription import subscribe as subscribe
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
+    from zfast.prefect.state_tap import broadcast as broadcast
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
 
@@ -28,7 +33,12 @@ _HOMES = {
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",
     "ZfastTaskRunner": "zfast.prefect.task_runner",
+    "broadcast": "zfast.prefect.state_tap",
+    "on_event": "zfast.events.reactions",
     "share_memory": "zfast.arena",
+    "subscribe": "zfast.events.subscription",
+    "wait_for_state": "zfast.events.reactions",
+    "when": "zfast.events.reactions",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -21,7 +21,7 @@ from zfast.events.feed import Feed
 from zfast.events.messages import MAX_PREFIXES
 from zfast.events.runtime_folder import user_folder
 from zfast.events.sockets import Guard
-from zfast.events.topics import make_topic, parse_pattern, without_overlaps
+from zfast.events.topics import PARTS, level_of, make_topic, parse_pattern, without_overlaps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +46,7 @@ class Subscription:
         topics: ``task-run``, ``task-run/my-flow`` or ``flow-run/my-flow/Failed``; any of them.
         flows: Names of flows; any of them.
         tasks: Names of tasks; any of them. Flow runs' events do not match.
+        kinds: ``task-run``, ``flow-run``; both if none is given.
         states: Names or types of states, such as ``Retrying`` or ``FAILED``, whatever their case.
         runs: Ids of task runs or flow runs; a flow run's task runs match it too.
         snapshot: Deliver the current states of runs at first.
@@ -66,6 +67,7 @@ class Subscription:
         topics: Sequence[str] = (),
         flows: Sequence[str] = (),
         tasks: Sequence[str] = (),
+        kinds: Sequence[str] = (),
         states: Sequence[str] = (),
         runs: Sequence[str] = (),
         snapshot: bool = True,
@@ -75,18 +77,19 @@ class Subscription:
         insecure: bool = False,
     ) -> None:
         for name, value in (
-            ("topics", topics), ("flows", flows), ("tasks", tasks), ("states", states),
-            ("runs", runs),
+            ("topics", topics), ("flows", flows), ("tasks", tasks), ("kinds", kinds),
+            ("states", states), ("runs", runs),
         ):  # fmt: skip
             if isinstance(value, str):
                 raise ConfigError(f"{name} is a list of strings, not the string {value!r}")
         self._flows, self._tasks = frozenset(flows), frozenset(tasks)
         self._states = frozenset(state.casefold() for state in states)
         self._runs = frozenset(str(run) for run in runs)
+        self._kinds = _check_kinds(kinds, only_tasks=bool(tasks))
         self._membership = membership
         self._snapshot = snapshot
         self._guard, self._insecure = guard, insecure
-        self._prefixes = _prefixes(environment, topics, self._flows, only_tasks=bool(tasks))
+        self._prefixes = _prefixes(environment, topics, self._flows, self._kinds)
         self._ready: deque[Event] = deque()
         self._feeds: dict[str, Feed] = {}
         self._left: set[str] = set()
@@ -271,11 +274,9 @@ class Subscription:
 
     def _matches(self, event: StateEvent) -> bool:
         return (
-            (not self._flows or event.flow_name in self._flows)
-            and (
-                not self._tasks
-                or (event.kind == Kind.TASK_RUN.value and event.name in self._tasks)
-            )
+            event.kind in self._kinds
+            and (not self._flows or event.flow_name in self._flows)
+            and (not self._tasks or event.name in self._tasks)
             and (
                 not self._states
                 or event.state_name.casefold() in self._states
@@ -317,9 +318,20 @@ def current_environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "default"
 
 
+def _check_kinds(kinds: Sequence[str], *, only_tasks: bool) -> frozenset[str]:
+    known = frozenset(kind.value for kind in Kind)
+    chosen = frozenset(kinds) or known
+    if not chosen <= known:
+        raise ConfigError(
+            f"{sorted(chosen - known)} are no kinds of events", hint=f"known: {sorted(known)}"
+        )
+    return chosen & {Kind.TASK_RUN.value} if only_tasks else chosen
+
+
 def _prefixes(
-    environment: str | None, topics: Sequence[str], flows: frozenset[str], *, only_tasks: bool
+    environment: str | None, topics: Sequence[str], flows: frozenset[str], kinds: frozenset[str]
 ) -> list[bytes]:
+    """The fewest prefixes under which everything that is wanted is published."""
     if environment == "*":
         if topics:
             raise ConfigError(
@@ -328,17 +340,16 @@ def _prefixes(
             )
         return [b""]
     root = make_topic([environment or current_environment()])
-    kinds = [Kind.TASK_RUN] if only_tasks else list(Kind)
     if topics:
         wanted = [root + parse_pattern(topic) for topic in topics]
     elif flows and len(flows) * len(kinds) <= MAX_PREFIXES:
-        wanted = [root + make_topic([kind.value, flow]) for kind in kinds for flow in sorted(flows)]
-    elif only_tasks:
-        wanted = [root + make_topic([Kind.TASK_RUN.value])]
+        wanted = [root + make_topic([kind, flow]) for kind in kinds for flow in flows]
+    elif len(kinds) < len(Kind):
+        wanted = [root + make_topic([kind]) for kind in kinds]
     else:
         wanted = [root]
     for prefix in wanted:
-        if prefix.count(b"/") > 4:
+        if level_of(prefix) > PARTS:
             raise ConfigError(f"the topic {prefix.decode()!r} has more than four parts")
     prefixes = without_overlaps(wanted)
     if len(prefixes) > MAX_PREFIXES:

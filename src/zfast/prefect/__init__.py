@@ -1,7 +1,13 @@
-"""zfast in Prefect. Importing this registers the serializers and the storage block."""
+"""zfast in Prefect. Importing this registers the serializers and the storage block.
+
+With ``ZFAST_BROADCAST`` set it also begins to broadcast the states of runs.
+"""
 
 from zfast.prefect.serializer import ZfastInlineSerializer, ZfastSerializer
+from zfast.prefect.state_tap import broadcast, broadcast_as_set
 from zfast.prefect.storage import ZfastStorage
 from zfast.prefect.task_runner import ZfastTaskRunner
 
-__all__ = ["ZfastInlineSerializer", "ZfastSerializer", "ZfastStorage", "ZfastTaskRunner"]
+__all__ = ["ZfastInlineSerializer", "ZfastSerializer", "ZfastStorage", "ZfastTaskRunner", "broadcast"]
+
+broadcast_as_set()
