@@ -28,6 +28,16 @@ app.command(
     name="demo",
     help="Run one flow on Prefect's task runners and on zfast's, side by side.",
 )
+app.command(
+    "zfast.cli.watch:watch",
+    name="watch",
+    help="Show the states of runs as they happen.",
+)
+app.command(
+    "zfast.cli.relay:relay",
+    name="relay",
+    help="One endpoint for the events of many processes.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:

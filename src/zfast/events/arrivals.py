@@ -61,7 +61,7 @@ class Arrivals:
 
     def take(self) -> list[str]:
         """The endpoints of those that came since the last call."""
-        came = []
+        came: list[str] = []
         while True:
             try:
                 text = self._socket.recv(4096).decode(errors="replace")

@@ -114,14 +114,14 @@ class ControlDesk:
     def waited_for(self) -> bool:
         """Whether a subscriber that lives has not yet said that it has everything."""
         earliest = time.monotonic() - PEER_S
-        return bool(self.expected) or any(
-            peer.heard_s > earliest for peer in self._peers.values()
-        )
+        return bool(self.expected) or any(peer.heard_s > earliest for peer in self._peers.values())
 
     def reply(self, routing_id: bytes, message: ControlMessage, *frames: bytes) -> None:
         """Send one message; dropped when the peer has gone, or does not read: it will ask again."""
         with contextlib.suppress(zmq.Again):
-            self._control.send_multipart([routing_id, encode_message(message), *frames], zmq.DONTWAIT)
+            self._control.send_multipart(
+                [routing_id, encode_message(message), *frames], zmq.DONTWAIT
+            )
 
     def _answer(self, routing_id: bytes, user_id: str, message: ControlMessage) -> bool:
         if isinstance(message, Hello):

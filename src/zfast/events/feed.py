@@ -71,7 +71,11 @@ class Feed:
         self._guard, self._insecure = guard, insecure
         self.control = open_socket(zmq.DEALER)
         self.control.immediate = True
-        connect_socket(self.control, url, guard=guard, insecure=insecure)
+        try:
+            connect_socket(self.control, url, guard=guard, insecure=insecure)
+        except BaseException:
+            self.control.close(0)
+            raise
         self.events: zmq.Socket[bytes] | None = None
         self._heard_s = time.monotonic()
         self._next_s = 0.0

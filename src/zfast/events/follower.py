@@ -17,6 +17,8 @@ from zfast.events.topics import level_of
 
 #: Live events that wait for a snapshot; what is beyond is found missing, and asked for.
 WAITING_EVENTS = 50_000
+#: What was seen of so many publishers that have gone is kept.
+ABSENT_PUBLISHERS = 256
 
 
 class Phase(Enum):
@@ -48,6 +50,8 @@ class Follower:
         self._truth = truth
         self._first = not is_new
         self._seen: Positions = {}
+        #: Publishers that are there; what was seen of others is kept, for they may come back.
+        self._present: set[bytes] = set()
         self._waiting: list[EventFrame] = []
         self._snapshot: list[EventFrame] = []
         self._number = 0
@@ -93,7 +97,7 @@ class Follower:
                 for publisher, counts in marker.positions.items()
                 for count, seen in zip(counts, self._seen_of(publisher), strict=True)
             )
-            if lacking or self._seen.keys() - marker.positions.keys():
+            if lacking or self._present - marker.positions.keys():
                 self._ask()
             elif self._ending:
                 self.phase = Phase.DONE
@@ -123,14 +127,15 @@ class Follower:
 
     def leave(self) -> list[Event]:
         """The source is gone for good."""
+        never_joined = self.phase in (Phase.GREETING, Phase.JOINING) and not self._seen
         self.phase = Phase.DONE
-        gone, self._seen = list(self._seen), {}
-        return [PublisherLeft(publisher=publisher.hex()) for publisher in gone]
+        gap: list[Event] = [Gap(publisher=self.source.hex(), lost=0)] if never_joined else []
+        return gap + self._miss(set(self._present))
 
     @property
     def publishers(self) -> list[str]:
         """Those that are followed."""
-        return [publisher.hex() for publisher in self._seen]
+        return [publisher.hex() for publisher in self._present]
 
     def _ask(self) -> None:
         self.phase = Phase.ASKING
@@ -149,10 +154,8 @@ class Follower:
         if index is None:
             return []
         events: list[Event] = []
-        seen = self._seen.get(frame.publisher)
-        if seen is None:
-            seen = self._seen[frame.publisher] = [0] * len(self._prefixes)
-            events.append(PublisherJoined(publisher=frame.publisher.hex()))
+        seen = self._seen.setdefault(frame.publisher, [0] * len(self._prefixes))
+        self._meet(frame.publisher, events)
         count = frame.counts[self._levels[index]]
         if count <= seen[index]:
             return events
@@ -165,10 +168,7 @@ class Follower:
         return events
 
     def _catch_up(self, positions: Positions) -> list[Event]:
-        events: list[Event] = []
-        for publisher in [known for known in self._seen if known not in positions]:
-            del self._seen[publisher]
-            events.append(PublisherLeft(publisher=publisher.hex()))
+        events = self._miss(self._present - positions.keys())
         by_publisher: dict[bytes, list[EventFrame]] = {publisher: [] for publisher in positions}
         for frame in self._snapshot:
             if frame.publisher in by_publisher:
@@ -185,8 +185,7 @@ class Follower:
             return []
         events: list[Event] = []
         is_new = publisher not in self._seen
-        if is_new:
-            events.append(PublisherJoined(publisher=publisher.hex()))
+        self._meet(publisher, events)
         seen = self._seen_of(publisher)
         came = [frame for frame in frames if self._is_after(frame, seen)]
         # A part of the snapshot may have been dropped on its way: then too it is a gap.
@@ -196,10 +195,20 @@ class Follower:
             events.append(Gap(publisher=publisher.hex(), lost=lost))
         for frame in came:
             _deliver(frame, events, replayed=True)
-        self._seen[publisher] = [
-            max(now, before) for now, before in zip(counts, seen, strict=True)
-        ]
+        self._seen[publisher] = [max(now, before) for now, before in zip(counts, seen, strict=True)]
         return events
+
+    def _meet(self, publisher: bytes, events: list[Event]) -> None:
+        if publisher not in self._present:
+            self._present.add(publisher)
+            events.append(PublisherJoined(publisher=publisher.hex()))
+
+    def _miss(self, publishers: set[bytes]) -> list[Event]:
+        self._present -= publishers
+        for publisher in list(self._seen)[: max(0, len(self._seen) - ABSENT_PUBLISHERS)]:
+            if publisher not in self._present:
+                del self._seen[publisher]
+        return [PublisherLeft(publisher=publisher.hex()) for publisher in sorted(publishers)]
 
     def _is_after(self, frame: EventFrame, seen: list[int]) -> bool:
         index = self._index_of(frame)

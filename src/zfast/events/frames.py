@@ -43,13 +43,9 @@ class EventFrame(NamedTuple):
     frame: bytes
 
 
-def pack_frame(
-    topic: bytes, publisher: bytes, counts: tuple[int, int, int, int, int], body: bytes
-) -> bytes:
-    """The frame of one event."""
-    return b"".join(
-        (topic, b"\0", _HEADER.pack(MAGIC, FRAME_VERSION, publisher, *counts), body)
-    )
+def pack_frame(topic: bytes, publisher: bytes, counts: tuple[int, ...], body: bytes) -> bytes:
+    """The frame of one event; ``counts`` are five."""
+    return b"".join((topic, b"\0", _HEADER.pack(MAGIC, FRAME_VERSION, publisher, *counts), body))
 
 
 def unpack_frame(frame: bytes) -> EventFrame:
@@ -88,7 +84,7 @@ def decode_event(frame: EventFrame) -> StateEvent:
     """
     try:
         event = _decoder.decode(frame.body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(
             f"an event's body cannot be read: {error}",
             offset=len(frame.frame) - len(frame.body),

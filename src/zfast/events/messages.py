@@ -35,11 +35,7 @@ Positions: TypeAlias = dict[bytes, list[int]]
 """For each publisher, the counts of the prefixes that were asked about, in that order."""
 
 
-class _Message(msgspec.Struct, tag=True, kw_only=True, frozen=True):
-    pass
-
-
-class Hello(_Message):
+class Hello(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """A subscriber asks where the events are.
 
     ``listener`` names it to a publisher that told it of itself, and waits for it before it ends.
@@ -49,7 +45,7 @@ class Hello(_Message):
     version: int = CONTROL_VERSION
 
 
-class Welcome(_Message):
+class Welcome(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """``events``: the endpoint of the events of ``source``, which is new with each start.
 
     A relay leaves it empty: its endpoints follow from the one that was asked.
@@ -60,7 +56,7 @@ class Welcome(_Message):
     version: int = CONTROL_VERSION
 
 
-class Ping(_Message):
+class Ping(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Asks for a Marker among the events, under the topic ``~nonce``.
 
     Who is not ``source``, but its successor at the same endpoint, answers with a Welcome.
@@ -71,7 +67,7 @@ class Ping(_Message):
     prefixes: list[bytes]
 
 
-class Marker(_Message):
+class Marker(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Where each publisher stands; it comes with the events, after all of those.
 
     ``ending`` says that no more events come; a Bye is waited for.
@@ -82,7 +78,7 @@ class Marker(_Message):
     ending: bool = False
 
 
-class Ask(_Message):
+class Ask(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Asks for what the subscriber lacks: all after ``seen``, and of others the truth if ``truth``.
 
     Publishers that are not in ``seen`` are new: their history is wanted, unless ``first``.
@@ -95,20 +91,20 @@ class Ask(_Message):
     truth: bool = True
 
 
-class Snapshot(_Message):
+class Snapshot(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Part of the reply to an Ask; frames of events follow. ``positions`` is in the last part."""
 
     number: int
     positions: Positions | None = None
 
 
-class Bye(_Message):
+class Bye(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """A subscriber goes."""
 
     nonce: bytes = b""
 
 
-class Beat(_Message):
+class Beat(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """A publisher lives, and has published so many."""
 
     publisher: bytes
@@ -116,15 +112,15 @@ class Beat(_Message):
     leaving: bool = False
 
 
-class BeatHeard(_Message):
+class BeatHeard(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """The relay's answer: its start, and how far it has heard that publisher."""
 
     relay: bytes
     seen: int
 
 
-class History(_Message):
-    """Frames of events follow, which the relay lacks. It lets nothing of a publisher pass before."""
+class History(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Frames of events follow, which the relay lacks; before them it lets nothing pass."""
 
     publisher: bytes
 
@@ -145,7 +141,7 @@ def decode_message(frame: bytes) -> ControlMessage:
     """
     try:
         message: ControlMessage = _decoder.decode(frame)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(f"a control message cannot be read: {error}") from error
     if isinstance(message, Hello | Welcome) and message.version != CONTROL_VERSION:
         raise VersionMismatchError(

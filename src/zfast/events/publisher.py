@@ -2,12 +2,12 @@
 
 ::
 
-    publish ── lock ──▶ PUB ═ inproc ═▶ XSUB │forwarder, libzmq's own, without the GIL│ XPUB ═▶ subscribers
+    publish ── lock ──▶ PUB ═ inproc ═▶ XSUB │ forwarder │ XPUB ═▶ subscribers
                  │
                  └ memory ◀── desk: Hello, Ping, Ask ◀═ ROUTER ═ subscribers
 
-What subscribers cost is paid by the forwarder. A subscriber that does not read is dropped from by
-libzmq once its queue is full; the counts in each event tell it.
+What subscribers cost is paid by the forwarder, which is libzmq's own and needs no GIL. What one
+does not read is dropped by libzmq once its queue is full; the counts in each event tell it.
 """
 
 from __future__ import annotations
@@ -109,8 +109,6 @@ class Publisher:
         event.monotonic_ns = time.monotonic_ns()
         body = encode_body(event)
         with self._lock:
-            if self._closed:
-                return
             topic = self._topic(event)
             counts = self._memory.advance(topic)
             frame = pack_frame(topic, self.id, counts, body)
@@ -119,7 +117,8 @@ class Publisher:
                 event.run_id,
                 final=event.is_final,
             )
-            self._send(frame)
+            with contextlib.suppress(zmq.ZMQError):  # it was closed in this moment
+                self._send(frame)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Publish no more; wait until living subscribers have everything, or for the time given."""
@@ -131,7 +130,7 @@ class Publisher:
                 return
             self._closed = True
         self._close_s = time.monotonic() + timeout_s
-        self._wake.send(b"")
+        self._wake.send(b"", zmq.DONTWAIT)
         for thread in reversed(self._threads):
             thread.join()
         announce(self.endpoint, self._parent, leaving=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from zfast.errors import RecvTimeoutError
+from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.event import Event, StateEvent
 from zfast.events.subscription import Subscription
 
@@ -65,6 +66,7 @@ class Reaction:
     def __init__(self, subscription: Subscription, react: Callable[[Event], None]) -> None:
         self._subscription = subscription
         self._react = react
+        self._joined = threading.Event()
         self._thread = threading.Thread(target=self._run, name="zfast-reaction", daemon=True)
         self._thread.start()
 
@@ -74,6 +76,15 @@ class Reaction:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
+    def wait_joined(self, timeout: float = 5.0) -> None:
+        """Wait until what happens now will be reacted to.
+
+        Raises:
+            RecvTimeoutError: A publisher does not answer in time.
+        """
+        if not self._joined.wait(timeout):
+            raise RecvTimeoutError("a publisher does not answer")
+
     def __enter__(self) -> Reaction:
         return self
 
@@ -82,6 +93,10 @@ class Reaction:
 
     def _run(self) -> None:
         with self._subscription as events:
+            # A publisher that does not answer yet keeps nobody from what others say.
+            with contextlib.suppress(ChannelClosedError, RecvTimeoutError):
+                events.wait_joined(1.0)
+                self._joined.set()
             for event in events:
                 try:
                     self._react(event)

@@ -64,7 +64,11 @@ class RelayLink:
         control, _, self._events_url = relay_endpoints(url)
         self.control = open_socket(zmq.DEALER)
         self.control.immediate = True
-        connect_socket(self.control, control, guard=guard, insecure=insecure)
+        try:
+            connect_socket(self.control, control, guard=guard, insecure=insecure)
+        except BaseException:
+            self.control.close(0)
+            raise
         self._relay = b""
         self._heard = -1
         self._lacking_since = -1
@@ -85,9 +89,7 @@ class RelayLink:
         now = time.monotonic()
         if now >= self._next_beat_s:
             sent = self._send(
-                Beat(
-                    publisher=self._publisher, position=self._position(), leaving=self._leaving
-                )
+                Beat(publisher=self._publisher, position=self._position(), leaving=self._leaving)
             )
             # Not connected yet: soon again.
             self._next_beat_s = now + (BEAT_S if sent else 0.02)

@@ -65,7 +65,7 @@ def bind_socket(
         opened.bind(url)
     except zmq.ZMQError as error:
         raise TransportError(f"cannot bind {url}: {error}", errno=error.errno) from error
-    return opened.last_endpoint.rstrip(b"\0").decode()
+    return opened.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 def connect_socket(

@@ -106,7 +106,8 @@ class Subscription:
                 for url in self._arrivals.present():
                     self._follow(url, is_new=False, is_local=True)
         except BaseException:
-            self.close()
+            self._closed = True
+            self._release()
             raise
 
     def recv(self, timeout: float | None = None) -> Event:
@@ -282,9 +283,7 @@ class Subscription:
                 or event.state_name.casefold() in self._states
                 or event.state_type.casefold() in self._states
             )
-            and (
-                not self._runs or event.run_id in self._runs or event.flow_run_id in self._runs
-            )
+            and (not self._runs or event.run_id in self._runs or event.flow_run_id in self._runs)
         )
 
     def _check_open(self) -> None:

@@ -1,4 +1,4 @@
-"""Topics: ``environment/kind/flow/state/``, each part escaped, so that every prefix is one of parts.
+"""Topics: ``environment/kind/flow/state/``, each part escaped, so that prefixes end between parts.
 
 ::
 

@@ -8,6 +8,12 @@ from zfast.prefect.state_tap import broadcast, broadcast_as_set
 from zfast.prefect.storage import ZfastStorage
 from zfast.prefect.task_runner import ZfastTaskRunner
 
-__all__ = ["ZfastInlineSerializer", "ZfastSerializer", "ZfastStorage", "ZfastTaskRunner", "broadcast"]
+__all__ = [
+    "ZfastInlineSerializer",
+    "ZfastSerializer",
+    "ZfastStorage",
+    "ZfastTaskRunner",
+    "broadcast",
+]
 
 broadcast_as_set()

@@ -130,9 +130,7 @@ def events_are_forwarded() -> bool:
     return EventsWorker._client_override is not None
 
 
-def _tap_task_engine(
-    emit: Callable[..., Any], tell: Callable[[TaskRun, State[Any]], None]
-) -> None:
+def _tap_task_engine(emit: Callable[..., Any], tell: Callable[[TaskRun, State[Any]], None]) -> None:
     @functools.wraps(emit)
     def emit_and_tell(
         task_run: TaskRun,
@@ -141,9 +139,7 @@ def _tap_task_engine(
         follows: PrefectEvent | None = None,
     ) -> PrefectEvent | None:
         tell(task_run, validated_state)
-        return cast(
-            "PrefectEvent | None", emit(task_run, initial_state, validated_state, follows)
-        )
+        return cast("PrefectEvent | None", emit(task_run, initial_state, validated_state, follows))
 
     for module in (prefect.utilities.engine, prefect.task_engine):
         setattr(module, _EMIT, emit_and_tell)

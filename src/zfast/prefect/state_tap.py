@@ -1,4 +1,4 @@
-"""Broadcasts the states of this process's runs: ``broadcast()``, or the setting ``ZFAST_BROADCAST``.
+"""Broadcasts the states of this process's runs: ``broadcast()``, or ``ZFAST_BROADCAST``.
 
 A task pays some microseconds for each of its states: its event is made and handed to the publisher
 on the task's own thread, before Prefect makes its own. Whatever goes wrong here is logged once and
