@@ -6,6 +6,7 @@
     python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
+    python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -31,6 +32,7 @@ EXTRAS = {
     "sanitize": "test",
     "bench": "bench",
     "soak": "test",
+    "soak-events": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -63,6 +65,7 @@ def main(arguments: list[str]) -> int:
         "sanitize": sanitize,
         "bench": bench,
         "soak": soak,
+        "soak-events": soak_events,
     }[command]
     return run_command(rest)
 
@@ -126,6 +129,11 @@ def bench(arguments: list[str]) -> int:
 def soak(arguments: list[str]) -> int:
     """Run the soak test of hand-overs."""
     return run(PYTHON, Path("tests") / "soak_handover.py", *arguments)
+
+
+def soak_events(arguments: list[str]) -> int:
+    """Run the soak test of events."""
+    return run(PYTHON, Path("tests") / "soak_events.py", *arguments)
 
 
 def prepare(extras: str) -> None:
