@@ -110,8 +110,8 @@ def soak(n_subscribers: int, n_stuck: int, seed: int, folder: Path) -> None:
                 subscription.__exit__(None, None, None)
     print(
         f"{joined} subscribers, {n_stuck} stuck, {published} events: memory "
-        f"{warm_nbytes >> 20} MiB at half time, {growth / 2**20:+.1f} MiB since; the reader has {reader.came}, lost "
-        f"{reader.lost}"
+        f"{warm_nbytes >> 20} MiB at half time, {growth / 2**20:+.1f} MiB since; "
+        f"the reader has {reader.came}, lost {reader.lost}"
     )
     assert growth < GROWTH_NBYTES, f"the publisher grew by {growth >> 20} MiB"
     assert reader.lost == 0

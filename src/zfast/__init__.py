@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
+    from zfast.events.event import Gap as Gap
+    from zfast.events.event import StateEvent as StateEvent
     from zfast.events.reactions import on_event as on_event
     from zfast.events.reactions import wait_for_state as wait_for_state
     from zfast.events.reactions import when as when
@@ -28,7 +30,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "zfast._core",
     "Channel": "zfast.channel",
+    "Gap": "zfast.events.event",
     "SendTracker": "zfast._core",
+    "StateEvent": "zfast.events.event",
     "ZfastError": "zfast.errors",
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",

@@ -34,6 +34,16 @@ app.command(
     help="Show the states of runs as they happen.",
 )
 app.command(
+    "zfast.cli.top:top",
+    name="top",
+    help="Show flows, tasks by state, throughput, latencies and workers, live.",
+)
+app.command(
+    "zfast.cli.metrics:metrics",
+    name="metrics",
+    help="Serve metrics of the states of runs for Prometheus.",
+)
+app.command(
     "zfast.cli.relay:relay",
     name="relay",
     help="One endpoint for the events of many processes.",

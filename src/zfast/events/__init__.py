@@ -3,6 +3,7 @@
 ::
 
     reactions             wait for a state, run something when it comes
+    tally                 runs by state, throughput, latencies: for views of the whole
     relay                 one endpoint for many publishers
     subscription          events of all publishers, sync and async
     publisher             events out of this process
