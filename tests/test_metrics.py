@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -83,8 +86,6 @@ def test_the_page_is_what_the_dashboard_asks_for() -> None:
 
 
 def _metric_names(expression: str) -> set[str]:
-    import re
-
     return set(re.findall(r"zfast_\w+", expression))
 
 
@@ -118,7 +119,7 @@ def test_top_fits_its_screen(width: int, height: int) -> None:
         event.flow_run_id = str(number % 50)
         event.worker = f"host:{number % 40}"
         tally.add(event)
-    console = Console(width=width, height=height, record=True, file=open("/dev/null", "w"))
+    console = Console(width=width, height=height, record=True, file=io.StringIO())
     console.print(draw(tally, width=width, height=height))
     lines = console.export_text().splitlines()
     assert len(lines) <= height
@@ -131,7 +132,7 @@ def test_top_filters() -> None:
         event = make_event(number, flow=flow)
         event.flow_run_id = flow
         tally.add(event)
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(draw(tally, width=80, height=24, pattern="rep"))
     text = console.export_text()
     assert "report" in text
@@ -192,3 +193,26 @@ def run_zfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def test_the_page_and_its_events(publisher: Publisher) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ZFAST, "ui", "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["url"]
+    with urllib.request.urlopen(url) as answer:
+        assert b"EventSource" in answer.read()
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    elsewhere = urllib.request.Request(url, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(elsewhere)
+    with urllib.request.urlopen(url + "events", timeout=20) as answer:
+        line = answer.readline()
+    states = json.loads(line.removeprefix(b"data: "))
+    assert [state["state_name"] for state in states] == ["Completed", "Failed", "Running"]
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0

@@ -211,7 +211,7 @@ def test_a_decorated_flow_is_the_same_flow(prefect_api: str, told: Told) -> None
         assert isinstance(decorated, prefect.Flow)
         inner()
     finally:
-        state_tap._tap.close()
+        state_tap.process_tap.close()
     assert {event.flow_name for event in told.events} == {"decorated"}
 
 
@@ -222,7 +222,7 @@ def test_a_failure_of_the_tap_is_logged_once_and_fails_no_task(
         raise OSError("no publisher")
 
     monkeypatch.setattr(Publisher, "publish", fail)
-    monkeypatch.setattr(state_tap._tap, "_failed", False)
+    monkeypatch.setattr(state_tap.process_tap, "_failed", False)
     with caplog.at_level(logging.ERROR, "zfast.events"), zfast.broadcast():
         assert inner() == 1
     assert len([r for r in caplog.records if "was not broadcast" in r.message]) == 1
@@ -290,3 +290,36 @@ def test_the_setting_broadcasts_without_touching_the_flow(
     assert [(e.flow_name, e.state_name) for e in told.events] == [
         ("plain", "Pending"), ("plain", "Running"), ("plain", "Completed")
     ]  # fmt: skip
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_the_recipe_that_reacts_to_a_failure(prefect_api: str, told: Told) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "react_to_failure.py")],
+        env={**os.environ, "PREFECT_API_URL": prefect_api, "PREFECT_LOGGING_LEVEL": "CRITICAL"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "is Failed" in done.stdout
+    assert "part 3 is bad" in done.stdout
+
+
+@pytest.mark.parametrize(("gated", "status"), [("inner", 0), ("failing", 1)])
+def test_the_recipe_that_gates_a_deployment(
+    gated: str, status: int, prefect_api: str, told: Told
+) -> None:
+    gate = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "gate_deployment.py"), gated, "40"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert gate.stdout is not None
+    gate.stdout.readline()  # it waits
+    with zfast.broadcast():
+        {"inner": inner, "failing": failing}[gated](return_state=True)
+        gate.communicate(timeout=60)
+    assert gate.returncode == status

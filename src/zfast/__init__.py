@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from zfast.events.reactions import wait_for_state as wait_for_state
     from zfast.events.reactions import when as when
     from zfast.events.subscription import subscribe as subscribe
+    from zfast.prefect.broadcasting import broadcast as broadcast
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
-    from zfast.prefect.state_tap import broadcast as broadcast
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
 
@@ -37,7 +37,7 @@ _HOMES = {
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",
     "ZfastTaskRunner": "zfast.prefect.task_runner",
-    "broadcast": "zfast.prefect.state_tap",
+    "broadcast": "zfast.prefect.broadcasting",
     "on_event": "zfast.events.reactions",
     "share_memory": "zfast.arena",
     "subscribe": "zfast.events.subscription",

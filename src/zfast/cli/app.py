@@ -44,6 +44,11 @@ app.command(
     help="Serve metrics of the states of runs for Prometheus.",
 )
 app.command(
+    "zfast.cli.ui:ui",
+    name="ui",
+    help="A local page of what runs, live.",
+)
+app.command(
     "zfast.cli.relay:relay",
     name="relay",
     help="One endpoint for the events of many processes.",

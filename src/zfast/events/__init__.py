@@ -7,6 +7,7 @@
     relay                 one endpoint for many publishers
     subscription          events of all publishers, sync and async
     publisher             events out of this process
+    feed  filters         one source's sockets; which events are wanted
     follower  desk        a subscriber's and a publisher's side of joining and catching up
     arrivals              publishers of this user on this host find subscribers, and they them
     memory                what a publisher remembers

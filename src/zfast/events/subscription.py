@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.asyncio
 
-from zfast.errors import ChannelClosedError, ConfigError, RecvTimeoutError
+from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.arrivals import Arrivals
-from zfast.events.event import Event, Kind, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent
 from zfast.events.feed import Feed
-from zfast.events.messages import MAX_PREFIXES
+from zfast.events.filters import Filters
 from zfast.events.runtime_folder import user_folder
 from zfast.events.sockets import Guard
-from zfast.events.topics import PARTS, level_of, make_topic, parse_pattern, without_overlaps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ENVIRONMENT_VARIABLE = "ZFAST_ENVIRONMENT"
 ENDPOINT_VARIABLE = "ZFAST_EVENTS_ENDPOINT"
 
 
@@ -76,20 +74,18 @@ class Subscription:
         guard: Guard | None = None,
         insecure: bool = False,
     ) -> None:
-        for name, value in (
-            ("topics", topics), ("flows", flows), ("tasks", tasks), ("kinds", kinds),
-            ("states", states), ("runs", runs),
-        ):  # fmt: skip
-            if isinstance(value, str):
-                raise ConfigError(f"{name} is a list of strings, not the string {value!r}")
-        self._flows, self._tasks = frozenset(flows), frozenset(tasks)
-        self._states = frozenset(state.casefold() for state in states)
-        self._runs = frozenset(str(run) for run in runs)
-        self._kinds = _check_kinds(kinds, only_tasks=bool(tasks))
+        self._filters = Filters(
+            environment=environment,
+            topics=topics,
+            flows=flows,
+            tasks=tasks,
+            kinds=kinds,
+            states=states,
+            runs=runs,
+        )
         self._membership = membership
         self._snapshot = snapshot
         self._guard, self._insecure = guard, insecure
-        self._prefixes = _prefixes(environment, topics, self._flows, self._kinds)
         self._ready: deque[Event] = deque()
         self._feeds: dict[str, Feed] = {}
         self._left: set[str] = set()
@@ -256,7 +252,7 @@ class Subscription:
             return
         self._feeds[url] = Feed(
             url,
-            self._prefixes,
+            self._filters.prefixes,
             is_new=is_new,
             truth=self._snapshot,
             is_local=is_local,
@@ -268,23 +264,10 @@ class Subscription:
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, StateEvent):
-                if self._matches(event):
+                if self._filters.match(event):
                     self._ready.append(event)
             elif self._membership or not isinstance(event, PublisherJoined | PublisherLeft):
                 self._ready.append(event)
-
-    def _matches(self, event: StateEvent) -> bool:
-        return (
-            event.kind in self._kinds
-            and (not self._flows or event.flow_name in self._flows)
-            and (not self._tasks or event.name in self._tasks)
-            and (
-                not self._states
-                or event.state_name.casefold() in self._states
-                or event.state_type.casefold() in self._states
-            )
-            and (not self._runs or event.run_id in self._runs or event.flow_run_id in self._runs)
-        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -310,47 +293,3 @@ def subscribe(endpoint: str | None = None, **filters: object) -> Subscription:
         ...     print(event.run_name)
     """
     return Subscription(endpoint, **filters)  # type: ignore[arg-type]
-
-
-def current_environment() -> str:
-    """The environment of this process: ``ZFAST_ENVIRONMENT``, else ``default``."""
-    return os.environ.get(ENVIRONMENT_VARIABLE) or "default"
-
-
-def _check_kinds(kinds: Sequence[str], *, only_tasks: bool) -> frozenset[str]:
-    known = frozenset(kind.value for kind in Kind)
-    chosen = frozenset(kinds) or known
-    if not chosen <= known:
-        raise ConfigError(
-            f"{sorted(chosen - known)} are no kinds of events", hint=f"known: {sorted(known)}"
-        )
-    return chosen & {Kind.TASK_RUN.value} if only_tasks else chosen
-
-
-def _prefixes(
-    environment: str | None, topics: Sequence[str], flows: frozenset[str], kinds: frozenset[str]
-) -> list[bytes]:
-    """The fewest prefixes under which everything that is wanted is published."""
-    if environment == "*":
-        if topics:
-            raise ConfigError(
-                "topics of every environment cannot be asked for by prefix",
-                hint="name the environment, or leave out topics and use flows and states",
-            )
-        return [b""]
-    root = make_topic([environment or current_environment()])
-    if topics:
-        wanted = [root + parse_pattern(topic) for topic in topics]
-    elif flows and len(flows) * len(kinds) <= MAX_PREFIXES:
-        wanted = [root + make_topic([kind, flow]) for kind in kinds for flow in flows]
-    elif len(kinds) < len(Kind):
-        wanted = [root + make_topic([kind]) for kind in kinds]
-    else:
-        wanted = [root]
-    for prefix in wanted:
-        if level_of(prefix) > PARTS:
-            raise ConfigError(f"the topic {prefix.decode()!r} has more than four parts")
-    prefixes = without_overlaps(wanted)
-    if len(prefixes) > MAX_PREFIXES:
-        raise ConfigError(f"a subscription has at most {MAX_PREFIXES} topics, not {len(prefixes)}")
-    return prefixes

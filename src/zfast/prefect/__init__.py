@@ -3,8 +3,8 @@
 With ``ZFAST_BROADCAST`` set it also begins to broadcast the states of runs.
 """
 
+from zfast.prefect.broadcasting import broadcast, broadcast_as_set
 from zfast.prefect.serializer import ZfastInlineSerializer, ZfastSerializer
-from zfast.prefect.state_tap import broadcast, broadcast_as_set
 from zfast.prefect.storage import ZfastStorage
 from zfast.prefect.task_runner import ZfastTaskRunner
 

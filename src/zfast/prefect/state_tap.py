@@ -1,4 +1,4 @@
-"""Broadcasts the states of this process's runs: ``broadcast()``, or ``ZFAST_BROADCAST``.
+"""The tap: where the states of this process's runs come by, and go to the publishers.
 
 A task pays some microseconds for each of its states: its event is made and handed to the publisher
 on the task's own thread, before Prefect makes its own. Whatever goes wrong here is logged once and
@@ -8,41 +8,35 @@ fails no task.
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.flows import Flow
 
 from zfast.errors import ConfigError
 from zfast.events.event import Kind, StateEvent
+from zfast.events.filters import current_environment
 from zfast.events.publisher import Publisher
-from zfast.events.subscription import ENDPOINT_VARIABLE, current_environment
+from zfast.events.subscription import ENDPOINT_VARIABLE
 from zfast.prefect import internals
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State, TaskRun
     from prefect.events.schemas.events import Event as PrefectEvent
-    from typing_extensions import Self
+    from prefect.flows import Flow
 
 logger = logging.getLogger("zfast.events")
 
 BROADCAST_VARIABLE = "ZFAST_BROADCAST"
 #: A state's message is cut to so many characters: events are small.
 MESSAGE_CHARS = 1000
-_OFF = frozenset({"", "0", "false", "no", "off"})
-_ON = frozenset({"1", "true", "yes", "on"})
 _TASK_EVENT = "prefect.task-run."
 _SEVERAL_FLOWS = 4096
-
-F = TypeVar("F", bound=Flow[..., Any])
 
 
 class BroadcastOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -89,124 +83,17 @@ class BroadcastOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown
         return _casefolded(self.states)
 
 
-@functools.lru_cache
+@lru_cache
 def _casefolded(states: tuple[str, ...]) -> frozenset[str]:
     return frozenset(state.casefold() for state in states)
 
 
-class Broadcast:
-    """Broadcasting, from ``start`` to ``stop``. A context manager, and a decorator of flows.
-
-    It is the process's: while it lasts, what runs on any of its threads, and in the workers that it
-    starts, is broadcast. Threads: any.
-    """
-
-    def __init__(self, options: BroadcastOptions) -> None:
-        self.options = options
-
-    def start(self) -> None:
-        """Begin; a second call does nothing."""
-        _tap.add(self)
-
-    def stop(self) -> None:
-        """End, once subscribers that live have everything; a second call does nothing."""
-        _tap.discard(self)
-
-    def __call__(self, flow: F) -> F:
-        """Broadcast a flow's runs, now and later; the flow itself is returned, unchanged."""
-        if not isinstance(flow, Flow):
-            raise ConfigError(
-                f"broadcast is for a flow, not for {flow!r}", hint="put it above @flow"
-            )
-        options = msgspec.structs.replace(self.options, flows=(*self.options.flows, flow.name))
-        Broadcast(options).start()
-        if not _tap.works:
-            _add_hooks(flow)
-        return flow
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-
-@overload
-def broadcast(flow: F, /) -> F: ...
-
-
-@overload
-def broadcast(
-    *,
-    environment: str | None = None,
-    flows: Sequence[str] = (),
-    kinds: Sequence[str] = (),
-    states: Sequence[str] = (),
-    endpoint: str | None = None,
-    insecure: bool = False,
-) -> Broadcast: ...
-
-
-def broadcast(flow: Any = None, /, **options: Any) -> Any:
-    """Say the states of runs the moment they change, to whoever subscribes.
-
-    ``with broadcast():`` around a flow's call, ``@broadcast`` or ``@broadcast(states=["FAILED"])``
-    above ``@flow``; or ``ZFAST_BROADCAST=1`` in the environment, which needs no change of the flow.
-
-    Args:
-        flow: When it is used as a decorator without arguments.
-        options: See ``BroadcastOptions``.
-
-    Raises:
-        ConfigError: An option is wrong.
-    """
-    for name in ("flows", "kinds", "states"):
-        if isinstance(options.get(name), str):
-            raise ConfigError(f"{name} is a list of strings, not the string {options[name]!r}")
-        if name in options:
-            options[name] = tuple(options[name])
-    made = Broadcast(BroadcastOptions(**options))
-    return made if flow is None else made(flow)
-
-
-def broadcast_as_set() -> None:
-    """Begin to broadcast if ``ZFAST_BROADCAST`` says so: for the import of ``zfast.prefect``.
-
-    Raises:
-        ConfigError: The setting is neither a switch nor options as JSON.
-    """
-    for options in _read_setting(os.environ.get(BROADCAST_VARIABLE, "")):
-        Broadcast(options).start()
-
-
-def _read_setting(text: str) -> list[BroadcastOptions]:
-    if text.casefold() in _OFF:
-        return []
-    if text.casefold() in _ON:
-        return [BroadcastOptions()]
-    try:
-        read = msgspec.json.decode(text.encode(), type=BroadcastOptions | list[BroadcastOptions])
-    except msgspec.MsgspecError as error:
-        raise ConfigError(
-            f"{BROADCAST_VARIABLE} is neither a switch nor options as JSON: {error}",
-            hint=f"{BROADCAST_VARIABLE}=1, or such as "
-            f'{BROADCAST_VARIABLE}=\'{{"flows": ["etl"], "states": ["FAILED"]}}\'',
-        ) from error
-    return read if isinstance(read, list) else [read]
-
-
-class _Tap:
+class StateTap:
     """Where the states of this process's runs come by. One a process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._active: tuple[Broadcast, ...] = ()
+        self._active: tuple[BroadcastOptions, ...] = ()
         self._publishers: dict[tuple[str | None, bool], Publisher] = {}
         self._inherited: str | None = os.environ.get(BROADCAST_VARIABLE)
         self._installed: bool | None = None
@@ -221,19 +108,19 @@ class _Tap:
         """Whether Prefect is one that can be tapped."""
         return bool(self._installed)
 
-    def add(self, new: Broadcast) -> None:
+    def add(self, new: BroadcastOptions) -> None:
         """Broadcast for one more."""
         with self._lock:
-            if new in self._active:
+            if any(new is active for active in self._active):
                 return
             if self._installed is None:
                 self._install()
             self._worker = f"{socket.gethostname()}:{os.getpid()}"
-            self._open(new.options)
+            self._open(new)
             self._active = (*self._active, new)
             self._tell_children()
 
-    def discard(self, old: Broadcast) -> None:
+    def discard(self, old: BroadcastOptions) -> None:
         """Broadcast for one less; the last one closes the publishers."""
         with self._lock:
             self._active = tuple(active for active in self._active if active is not old)
@@ -341,8 +228,7 @@ class _Tap:
         if os.getpid() != self._pid:
             return
         done: set[tuple[str | None, str | None]] = set()
-        for active in self._active:
-            options = active.options
+        for options in self._active:
             target = (options.environment, options.endpoint)
             if target in done or not options.matches(kind, flow_name, state):
                 continue
@@ -385,8 +271,7 @@ class _Tap:
     def _tell_children(self) -> None:
         """Workers that this process starts broadcast the same."""
         if self._active:
-            options = [active.options for active in self._active]
-            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(options).decode()
+            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(self._active).decode()
         elif self._inherited is not None:
             os.environ[BROADCAST_VARIABLE] = self._inherited
         else:
@@ -425,22 +310,14 @@ def _relay_of(options: BroadcastOptions) -> tuple[str | None, bool]:
     return options.endpoint or os.environ.get(ENDPOINT_VARIABLE) or None, options.insecure
 
 
-def _add_hooks(flow: Flow[..., Any]) -> None:
-    """The supported way, which knows fewer states and none of tasks."""
-    add: Callable[[Any], Any]
-    for add in (
-        flow.on_running, flow.on_completion, flow.on_failure, flow.on_cancellation, flow.on_crashed
-    ):  # fmt: skip
-        add(_tap.on_flow_state)
-
-
-_tap = _Tap()
-atexit.register(_tap.close)
+process_tap = StateTap()
+atexit.register(process_tap.close)
 
 
 def _after_fork_in_child() -> None:
     # The publishers' threads are the parent's; the child broadcasts nothing.
-    _tap._active = ()
+    process_tap._active = ()
+    process_tap._lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
