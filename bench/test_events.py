@@ -62,7 +62,6 @@ class StatesPeer:
             processes["driver"].ask(count=10, rate=RATE)
             for process in (processes[name] for name in LISTENERS):
                 process.ask(count=10 * STATES)
-                process.ask()  # listen anew
             processes["driver"].ask(count=self._tasks, rate=RATE)
             return {
                 name: processes[name].ask(count=self._tasks * STATES)  # type: ignore[misc]

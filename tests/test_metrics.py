@@ -111,7 +111,7 @@ def test_a_tally_is_bounded() -> None:
     assert len(tally._runs) == RUNS
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (40, 10)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (100, 30)])
 def test_top_fits_its_screen(width: int, height: int) -> None:
     tally = Tally()
     for number in range(2000):

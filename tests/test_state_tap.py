@@ -171,7 +171,7 @@ def test_each_run_has_the_states_that_the_api_has(
         )
     assert state.is_completed()
     states = told.states()
-    assert len(states) == 3 * TASKS + 3 + 1 + 3 + 0  # tasks; the inner flow, its task, its stand-in
+    assert len(states) == 3 * TASKS + 3 + 1 + 2  # task runs; the inner one; two flow runs
     assert told.names() >= {
         ("works", "Completed"), ("works_later", "Retrying"), ("fails", "Failed"),
         ("cached", "Cached"), ("crashes", "Crashed"), ("eventful", "Running"),

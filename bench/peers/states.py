@@ -45,41 +45,55 @@ def drive(command: dict[str, Any]) -> dict[str, Any]:
     return {"rate": command["count"] * STATES / (time.perf_counter() - start)}
 
 
-class ZfastListener:
-    """Collects how late states are."""
-
-    def __init__(self) -> None:
-        from zfast import subscribe
-
-        self._subscription = subscribe(kinds=["task-run"])
-        self.late_ms: list[float] = []
-
-    def collect(self, count: int) -> None:
-        from zfast.events.event import StateEvent
-
-        while len(self.late_ms) < count:
-            event = self._subscription.recv(TIMEOUT_S)
-            if not isinstance(event, StateEvent):
-                raise RuntimeError(f"{event}")  # noqa: TRY004 – not of a wrong type
-            self.late_ms.append((time.time_ns() - event.state_ns) / 1e6)
-
-
-class WebsocketListener:
-    """The same, from Prefect's server."""
+class Listener:
+    """Collects how late states come. Reads on a thread of its own."""
 
     def __init__(self) -> None:
         self.late_ms: list[float] = []
         self._ready = threading.Event()
-        self._enough = threading.Event()
-        self._count = sys.maxsize
-        threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True).start()
+        self._more = threading.Condition()
+        threading.Thread(target=self.listen, daemon=True).start()
         if not self._ready.wait(TIMEOUT_S):
-            raise RuntimeError("no websocket")
+            raise RuntimeError("it cannot listen")
 
-    def collect(self, count: int) -> None:
-        self._count = count
-        if len(self.late_ms) < count and not self._enough.wait(TIMEOUT_S):
-            raise RuntimeError(f"{len(self.late_ms)} of {count} events came")
+    def collect(self, count: int) -> list[float]:
+        """Wait until so many came; those, and forget them."""
+        with self._more:
+            if not self._more.wait_for(lambda: len(self.late_ms) >= count, TIMEOUT_S):
+                raise RuntimeError(f"{len(self.late_ms)} of {count} states came")
+            came, self.late_ms = self.late_ms, []
+        return came
+
+    def came(self, late_ms: float) -> None:
+        with self._more:
+            self.late_ms.append(late_ms)
+            self._more.notify()
+
+    def ready(self) -> None:
+        self._ready.set()
+
+    def listen(self) -> None:
+        raise NotImplementedError
+
+
+class ZfastListener(Listener):
+    """To zfast."""
+
+    def listen(self) -> None:
+        from zfast import StateEvent, subscribe
+
+        with subscribe(kinds=["task-run"]) as events:
+            self.ready()
+            for event in events:
+                if isinstance(event, StateEvent):
+                    self.came((time.time_ns() - event.state_ns) / 1e6)
+
+
+class WebsocketListener(Listener):
+    """To Prefect's server."""
+
+    def listen(self) -> None:
+        asyncio.run(self._listen())
 
     async def _listen(self) -> None:
         from prefect.events.clients import get_events_subscriber
@@ -87,11 +101,9 @@ class WebsocketListener:
 
         wanted = EventFilter(event=EventNameFilter(prefix=["prefect.task-run."]))
         async with get_events_subscriber(filter=wanted) as subscriber:
-            self._ready.set()
+            self.ready()
             async for event in subscriber:
-                self.late_ms.append(time.time() * 1e3 - event.occurred.timestamp() * 1e3)
-                if len(self.late_ms) >= self._count:
-                    self._enough.set()
+                self.came(time.time() * 1e3 - event.occurred.timestamp() * 1e3)
 
 
 def flood(command: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +166,7 @@ def main() -> None:
         if "count" not in command:
             listener = ZfastListener() if what == "zfast" else WebsocketListener()
             return {}
-        listener.collect(command["count"])
-        late = sorted(listener.late_ms)
+        late = sorted(listener.collect(command["count"]))
         return {"median_ms": late[len(late) // 2], "p99_ms": late[int(len(late) * 0.99)]}
 
     serve(answer)
