@@ -8,6 +8,7 @@
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
     python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
+    python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -35,6 +36,7 @@ EXTRAS = {
     "soak": "test",
     "soak-store": "test",
     "soak-runner": "test",
+    "soak-events": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -69,6 +71,7 @@ def main(arguments: list[str]) -> int:
         "soak": soak,
         "soak-store": soak_store,
         "soak-runner": soak_runner,
+        "soak-events": soak_events,
     }[command]
     return run_command(rest)
 
@@ -142,6 +145,11 @@ def soak_store(arguments: list[str]) -> int:
 def soak_runner(arguments: list[str]) -> int:
     """Run the soak test of the runner's faults."""
     return run(PYTHON, Path("tests") / "soak_runner.py", *arguments)
+
+
+def soak_events(arguments: list[str]) -> int:
+    """Run the soak test of events."""
+    return run(PYTHON, Path("tests") / "soak_events.py", *arguments)
 
 
 def prepare(extras: str) -> None:

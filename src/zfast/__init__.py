@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
     from zfast.prefect.locking import ZfastLocks as ZfastLocks
+    from zfast.events.event import Gap as Gap
+    from zfast.events.event import StateEvent as StateEvent
+    from zfast.events.reactions import on_event as on_event
+    from zfast.events.reactions import wait_for_state as wait_for_state
+    from zfast.events.reactions import when as when
+    from zfast.events.subscription import subscribe as subscribe
+    from zfast.prefect.broadcasting import broadcast as broadcast
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
@@ -24,13 +31,20 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "zfast._core",
     "Channel": "zfast.channel",
+    "Gap": "zfast.events.event",
     "SendTracker": "zfast._core",
+    "StateEvent": "zfast.events.event",
     "ZfastError": "zfast.errors",
     "ZfastLocks": "zfast.prefect.locking",
     "ZfastSerializer": "zfast.prefect.serializer",
     "ZfastStorage": "zfast.prefect.storage",
     "ZfastTaskRunner": "zfast.prefect.task_runner",
+    "broadcast": "zfast.prefect.broadcasting",
+    "on_event": "zfast.events.reactions",
     "share_memory": "zfast.arena",
+    "subscribe": "zfast.events.subscription",
+    "wait_for_state": "zfast.events.reactions",
+    "when": "zfast.events.reactions",
 }
 
 __all__ = ["__version__", *_HOMES]

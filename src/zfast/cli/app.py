@@ -46,6 +46,31 @@ app.command(
     name="token",
     help="See what a bearer token, or a key, is allowed.",
 )
+app.command(
+    "zfast.cli.watch:watch",
+    name="watch",
+    help="Show the states of runs as they happen.",
+)
+app.command(
+    "zfast.cli.top:top",
+    name="top",
+    help="Show flows, tasks by state, throughput, latencies and workers, live.",
+)
+app.command(
+    "zfast.cli.metrics:metrics",
+    name="metrics",
+    help="Serve metrics of the states of runs for Prometheus.",
+)
+app.command(
+    "zfast.cli.ui:ui",
+    name="ui",
+    help="A local page of what runs, live.",
+)
+app.command(
+    "zfast.cli.relay:relay",
+    name="relay",
+    help="One endpoint for the events of many processes.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -5,21 +5,33 @@ Known to be right for Prefect 3.8. With another version every answer is the safe
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 from uuid import UUID
 
 import prefect
+import prefect.flow_engine
+import prefect.task_engine
+import prefect.utilities.engine
+from prefect.events.worker import EventsWorker
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from prefect.blocks.core import Block
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
+    from prefect.events.schemas.events import Event as PrefectEvent
+    from prefect.flows import Flow
     from prefect.serializers import Serializer
 
 KNOWN_VERSION = "3.8."
 
 _RECORDS = "prefect._internal.result_records"
+_EMIT = "emit_task_run_state_change_event"
+_REPORT = "_capture_state_report"
 _PERSIST = ("_persist_result_record", "_apersist_result_record")
 _EXISTS = ("_exists", "_aexists")
 
@@ -106,3 +118,98 @@ def mark_saved(block: Block, document_id: UUID, name: str) -> None:
     block._block_document_id = document_id
     block._block_document_name = name
     block._is_anonymous = False
+
+
+def tap_states(
+    on_task_state: Callable[[TaskRun, State[Any]], None],
+    on_flow_state: Callable[[Flow[..., Any], FlowRun, State[Any]], None],
+    on_event: Callable[[PrefectEvent], None],
+) -> bool:
+    """Have every state of this process's runs told, in the moment it is set. For once a process.
+
+    Task runs' states are told where their engines emit events; what other processes had emitted,
+    a process pool's, comes as the events themselves. Flow runs' come from their engines, once the
+    server has agreed. Listeners may not raise, and may be called on any thread.
+
+    Returns:
+        False if Prefect is not as it was when this was written; then nothing is told.
+    """
+    emit = getattr(prefect.utilities.engine, _EMIT, None)
+    engines = (prefect.flow_engine.FlowRunEngine, prefect.flow_engine.AsyncFlowRunEngine)
+    if not (
+        is_known()
+        and _takes(emit, "task_run", "initial_state", "validated_state", "follows")
+        and getattr(prefect.task_engine, _EMIT, None) is emit
+        and _takes(EventsWorker.send, "self", "item")
+        and all(_takes(vars(engine).get("begin_run"), "self") for engine in engines)
+        and all(_takes(getattr(engine, _REPORT, None), "self", "state") for engine in engines)
+    ):
+        return False
+    _tap_task_engine(cast("Any", emit), on_task_state)
+    _tap_events(on_event)
+    for engine in engines:
+        _tap_flow_engine(engine, on_flow_state)
+    return True
+
+
+def events_are_forwarded() -> bool:
+    """Whether this is a process pool's child, whose parent sees the events of its runs."""
+    return EventsWorker._client_override is not None
+
+
+def _tap_task_engine(emit: Callable[..., Any], tell: Callable[[TaskRun, State[Any]], None]) -> None:
+    @functools.wraps(emit)
+    def emit_and_tell(
+        task_run: TaskRun,
+        initial_state: State[Any] | None,
+        validated_state: State[Any],
+        follows: PrefectEvent | None = None,
+    ) -> PrefectEvent | None:
+        tell(task_run, validated_state)
+        return cast("PrefectEvent | None", emit(task_run, initial_state, validated_state, follows))
+
+    for module in (prefect.utilities.engine, prefect.task_engine):
+        setattr(module, _EMIT, emit_and_tell)
+    task_worker = sys.modules.get("prefect.task_worker")
+    if getattr(task_worker, _EMIT, None) is emit:
+        setattr(task_worker, _EMIT, emit_and_tell)
+
+
+def _tap_events(tell: Callable[[PrefectEvent], None]) -> None:
+    send = EventsWorker.send
+
+    @functools.wraps(send)
+    def send_and_tell(self: EventsWorker, item: PrefectEvent) -> None:
+        tell(item)
+        send(self, item)
+
+    cast("Any", EventsWorker).send = send_and_tell
+
+
+def _tap_flow_engine(
+    engine: type[Any], tell: Callable[[Flow[..., Any], FlowRun, State[Any]], None]
+) -> None:
+    begin, report = engine.begin_run, getattr(engine, _REPORT)
+
+    @functools.wraps(begin)
+    def begin_run(self: Any) -> Any:
+        # The state that the run was made with; an async engine's coroutine is returned as it is.
+        if self.flow_run is not None and self.flow_run.state is not None:
+            tell(self.flow, self.flow_run, self.flow_run.state)
+        return begin(self)
+
+    @functools.wraps(report)
+    def report_state(self: Any, state: State[Any]) -> None:
+        tell(self.flow, self.flow_run, state)  # before the flow's hooks, which may take long
+        report(self, state)
+
+    engine.begin_run = begin_run
+    setattr(engine, _REPORT, report_state)
+
+
+def _takes(function: object, *names: str) -> bool:
+    """Whether a function has exactly these parameters, in this order."""
+    try:
+        return tuple(inspect.signature(cast("Any", function)).parameters) == names
+    except (TypeError, ValueError):
+        return False

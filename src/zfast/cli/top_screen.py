@@ -1,0 +1,178 @@
+"""What ``zfast top`` shows: a tally on a screen of so many columns and lines."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from zfast.events.event import FINAL_TYPES
+from zfast.events.tally import COLUMNS, FlowTally, Percentiles, Tally
+
+_STYLES = {
+    "PENDING": "magenta",
+    "RUNNING": "blue",
+    "COMPLETED": "green",
+    "FAILED": "red",
+    "CRASHED": "bold red",
+    "CANCELLED": "yellow",
+}
+#: Lines that are neither flows nor workers.
+_FIXED_LINES = 8
+_MIN_LINES = 3
+
+
+def draw(
+    tally: Tally, *, width: int, height: int, pattern: str = "", typing: bool = False
+) -> RenderableType:
+    """The whole screen.
+
+    Args:
+        tally: What to show.
+        width: Columns; 80 are enough.
+        height: Lines; 24 are enough.
+        pattern: Only flows and workers whose name contains it.
+        typing: The pattern is being typed.
+    """
+    workers = [item for item in tally.workers.items() if pattern in item[0] or not pattern]
+    flows = [
+        flow
+        for flow in reversed(tally.flows.values())
+        if pattern.casefold() in f"{flow.name} {flow.run_name}".casefold()
+    ]
+    flows.sort(key=lambda flow: flow.state_type in FINAL_TYPES)
+    worker_lines = min(len(workers), max(_MIN_LINES, (height - _FIXED_LINES) // 3))
+    flow_lines = max(_MIN_LINES, height - _FIXED_LINES - worker_lines)
+    parts: list[RenderableType] = [
+        _headline(tally),
+        _flow_table(flows[:flow_lines], width),
+        _worker_table(workers[-worker_lines:] if worker_lines else [], width),
+    ]
+    keys = f"/{pattern}▏" if typing else f"filter {pattern!r}  " if pattern else ""
+    parts.append(Text(f"{keys}{'' if typing else '/ filter  Esc all  q quit'}", style="dim"))
+    return Group(*parts)
+
+
+def as_figures(tally: Tally) -> dict[str, Any]:
+    """The same as plain values, for JSON."""
+    return {
+        "events": tally.events,
+        "lost": tally.lost,
+        "throughput_per_s": round(tally.throughput(), 1),
+        "latency": asdict(tally.latency()),
+        "task_durations": asdict(tally.durations()),
+        "tasks": dict(tally.totals()),
+        "flows": {
+            run_id: {
+                "name": flow.name,
+                "run_name": flow.run_name,
+                "state": flow.state,
+                "tasks": dict(+flow.tasks),
+                "retries": flow.retries,
+                "cached": flow.cached,
+            }
+            for run_id, flow in tally.flows.items()
+        },
+        "workers": {
+            name: {"running": len(worker.running), "ended": worker.ended}
+            for name, worker in tally.workers.items()
+        },
+    }
+
+
+def _headline(tally: Tally) -> Text:
+    totals = tally.totals()
+    text = Text()
+    text.append("zfast top", style="bold")
+    text.append(f"  {time.strftime('%H:%M:%S')}  ")
+    text.append(f"{tally.throughput():.0f} transitions/s", style="bold")
+    text.append(f"  {tally.events} events")
+    if tally.lost:
+        text.append(f"  {tally.lost} missing", style="bold yellow")
+    text.append("\nlatency ms  ")
+    text.append(_percentiles(tally.latency()))
+    text.append("    task ms  ")
+    text.append(_percentiles(tally.durations()))
+    text.append("\n")
+    for column in COLUMNS:
+        if totals[column]:
+            text.append(f"{column.lower()} {totals[column]}  ", style=_STYLES[column])
+    return text
+
+
+def _flow_table(flows: list[FlowTally], width: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold")
+    table.add_column("flow run", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("state", width=10, no_wrap=True)
+    for title in ("pend", "run", "done", "fail", "retr", "cach"):
+        table.add_column(title, justify="right", width=5)
+    table.add_column("time", justify="right", width=7)
+    for flow in flows:
+        tasks = flow.tasks
+        failed = tasks["FAILED"] + tasks["CRASHED"] + tasks["CANCELLED"]
+        table.add_row(
+            Text(f"{flow.name} {flow.run_name}"),
+            Text(flow.state, style=_STYLES.get(flow.state_type, "")),
+            _count(tasks["PENDING"], "magenta"),
+            _count(tasks["RUNNING"], "blue"),
+            _count(tasks["COMPLETED"], "green"),
+            _count(failed, "red"),
+            _count(flow.retries, "yellow"),
+            _count(flow.cached, "cyan"),
+            _age(flow),
+        )
+    return table
+
+
+def _worker_table(workers: list[tuple[str, Any]], width: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold")
+    table.add_column("process", ratio=1, no_wrap=True, overflow="ellipsis")
+    for title in ("running", "ended", "memory"):
+        table.add_column(title, justify="right", width=9)
+    for name, worker in workers:
+        table.add_row(Text(name), str(len(worker.running)), str(worker.ended), _memory(name))
+    return table
+
+
+def _count(number: int, style: str) -> Text:
+    return Text(str(number) if number else "·", style=style if number else "dim")
+
+
+def _percentiles(values: Percentiles) -> str:
+    if values.p50_ms is None or values.p95_ms is None or values.p99_ms is None:
+        return "p50 –  p95 –  p99 –"
+    return f"p50 {values.p50_ms:.2f}  p95 {values.p95_ms:.2f}  p99 {values.p99_ms:.2f}"
+
+
+def _age(flow: FlowTally) -> str:
+    if not flow.started_ns:
+        return "–"
+    seconds = ((flow.ended_ns or time.time_ns()) - flow.started_ns) / 1e9
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _memory(worker: str) -> str:
+    """Of a process of this host."""
+    host, _, pid = worker.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return "–"
+    try:
+        return f"{psutil.Process(int(pid)).memory_info().rss >> 20} MiB"
+    except psutil.Error:
+        return "ended"
+
+
+def terminal_size() -> tuple[int, int]:
+    """Columns and lines; 80 and 24 where there is no terminal."""
+    try:
+        size = os.get_terminal_size()
+    except OSError:
+        return 80, 24
+    return (size.columns or 80), (size.lines or 24)

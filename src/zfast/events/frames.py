@@ -1,0 +1,95 @@
+"""The one frame that an event is on the wire: topic, NUL, header, body. See docs/events-format.md.
+
+The header holds a **count** for each of the topic's prefixes: how many events under that prefix the
+publisher has published so far, this one included. A subscriber to any prefix so sees by itself
+whether it misses something.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from zfast.errors import ProtocolError, VersionMismatchError
+from zfast.events.event import StateEvent
+
+MAGIC = b"ZE"
+#: Of the frame; a body's version is its own.
+FRAME_VERSION = 1
+PUBLISHER_ID_NBYTES = 16
+
+_HEADER = struct.Struct("<2sBx16s5Q")
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(StateEvent)
+
+
+class EventFrame(NamedTuple):
+    """An event's frame, its header read and its body not.
+
+    Attributes:
+        topic: Whole, ends with a slash.
+        publisher: 16 bytes.
+        counts: One for each prefix of the topic, by level; the first is the sequence number.
+        body: MessagePack.
+        frame: All of it.
+    """
+
+    topic: bytes
+    publisher: bytes
+    counts: tuple[int, ...]
+    body: bytes
+    frame: bytes
+
+
+def pack_frame(topic: bytes, publisher: bytes, counts: tuple[int, ...], body: bytes) -> bytes:
+    """The frame of one event; ``counts`` are five."""
+    return b"".join((topic, b"\0", _HEADER.pack(MAGIC, FRAME_VERSION, publisher, *counts), body))
+
+
+def unpack_frame(frame: bytes) -> EventFrame:
+    """Read the topic and the header.
+
+    Raises:
+        VersionMismatchError: It is of another version of this format.
+        ProtocolError: It is no event.
+    """
+    topic, nul, rest = frame.partition(b"\0")
+    if not nul or len(rest) < 3 or rest[:2] != MAGIC:
+        raise ProtocolError("a frame is not an event of zfast", offset=len(topic))
+    if rest[2] != FRAME_VERSION:
+        raise VersionMismatchError(
+            f"an event has version {rest[2]} of the frame, this zfast knows {FRAME_VERSION}",
+            hint="install the same version of zfast on both sides",
+        )
+    if len(rest) < _HEADER.size:
+        raise ProtocolError("an event's header is cut short", offset=len(frame))
+    if topic.count(b"/") != 4 or not topic.endswith(b"/"):
+        raise ProtocolError(f"an event has the topic {topic!r}")
+    _, _, publisher, *counts = _HEADER.unpack_from(rest)
+    return EventFrame(topic, publisher, tuple(counts), rest[_HEADER.size :], frame)
+
+
+def encode_body(event: StateEvent) -> bytes:
+    """The event's fields as MessagePack."""
+    return _encoder.encode(event)
+
+
+def decode_event(frame: EventFrame) -> StateEvent:
+    """The event of a frame; fields of a newer version are skipped.
+
+    Raises:
+        ProtocolError: The body is no event.
+    """
+    try:
+        event = _decoder.decode(frame.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            f"an event's body cannot be read: {error}",
+            offset=len(frame.frame) - len(frame.body),
+        ) from error
+    event.publisher = frame.publisher.hex()
+    event.sequence = frame.counts[0]
+    event.replayed = False
+    return event

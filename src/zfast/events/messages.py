@@ -1,0 +1,156 @@
+"""Control messages between a subscriber and a publisher or a relay: msgspec structs, MessagePack.
+
+::
+
+    subscriber (DEALER)                     publisher or relay (ROUTER)
+    Hello                          ──▶
+                                   ◀──      Welcome: where its events are
+    Ping(nonce, prefixes)          ──▶
+                                   ◀══      Marker, with the events: where they stand
+    Ask(seen)                      ──▶
+                                   ◀──      Snapshot…, each with frames of events after it
+    Bye                            ──▶      I have all that you had, or go
+
+    publisher (DEALER)                      relay (ROUTER)
+    Beat(publisher, positions)     ──▶
+                                   ◀──      BeatHeard(relay, seen)
+    History, with frames           ──▶
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from zfast.errors import ProtocolError, VersionMismatchError
+
+CONTROL_VERSION = 1
+#: Prefixes a subscriber may have; filters that need more are applied by the subscriber.
+MAX_PREFIXES = 64
+#: Frames of events in one Snapshot.
+SNAPSHOT_FRAMES = 512
+
+Positions: TypeAlias = dict[bytes, list[int]]
+"""For each publisher, the counts of the prefixes that were asked about, in that order."""
+
+
+class Hello(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """A subscriber asks where the events are.
+
+    ``listener`` names it to a publisher that told it of itself, and waits for it before it ends.
+    """
+
+    listener: str = ""
+    version: int = CONTROL_VERSION
+
+
+class Welcome(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """``events``: the endpoint of the events of ``source``, which is new with each start.
+
+    A relay leaves it empty: its endpoints follow from the one that was asked.
+    """
+
+    source: bytes
+    events: str = ""
+    version: int = CONTROL_VERSION
+
+
+class Ping(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Asks for a Marker among the events, under the topic ``~nonce``.
+
+    Who is not ``source``, but its successor at the same endpoint, answers with a Welcome.
+    """
+
+    source: bytes
+    nonce: bytes
+    prefixes: list[bytes]
+
+
+class Marker(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Where each publisher stands; it comes with the events, after all of those.
+
+    ``ending`` says that no more events come; a Bye is waited for.
+    """
+
+    source: bytes
+    positions: Positions
+    ending: bool = False
+
+
+class Ask(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Asks for what the subscriber lacks: all after ``seen``, and of others the truth if ``truth``.
+
+    Publishers that are not in ``seen`` are new: their history is wanted, unless ``first``.
+    """
+
+    number: int
+    prefixes: list[bytes]
+    seen: Positions
+    first: bool = False
+    truth: bool = True
+
+
+class Snapshot(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Part of the reply to an Ask; frames of events follow. ``positions`` is in the last part."""
+
+    number: int
+    positions: Positions | None = None
+
+
+class Bye(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """A subscriber goes."""
+
+    nonce: bytes = b""
+
+
+class Beat(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """A publisher lives, and has published so many."""
+
+    publisher: bytes
+    position: int
+    leaving: bool = False
+
+
+class BeatHeard(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """The relay's answer: its start, and how far it has heard that publisher."""
+
+    relay: bytes
+    seen: int
+
+
+class History(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """Frames of events follow, which the relay lacks; before them it lets nothing pass."""
+
+    publisher: bytes
+
+
+ControlMessage: TypeAlias = (
+    Hello | Welcome | Ping | Marker | Ask | Snapshot | Bye | Beat | BeatHeard | History
+)
+
+_decoder = msgspec.msgpack.Decoder(ControlMessage)
+encode_message = msgspec.msgpack.Encoder().encode
+
+
+def decode_message(frame: bytes) -> ControlMessage:
+    """One control message.
+
+    Raises:
+        ProtocolError: It is none, asks for too much, or is of another version.
+    """
+    try:
+        message: ControlMessage = _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a control message cannot be read: {error}") from error
+    if isinstance(message, Hello | Welcome) and message.version != CONTROL_VERSION:
+        raise VersionMismatchError(
+            f"a peer speaks version {message.version} of the events' control messages, this zfast "
+            f"{CONTROL_VERSION}",
+            hint="install the same version of zfast on both sides",
+        )
+    if isinstance(message, Ping | Ask) and len(message.prefixes) > MAX_PREFIXES:
+        raise ProtocolError(f"a subscriber asks for {len(message.prefixes)} prefixes")
+    if isinstance(message, Ping) and not 8 <= len(message.nonce) <= 32:
+        raise ProtocolError("a subscriber's nonce has the wrong length")
+    return message

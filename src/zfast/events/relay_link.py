@@ -1,0 +1,149 @@
+"""A publisher's link to a relay: that it lives, how far it is, and what the relay lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from threading import Lock
+
+import zmq
+
+from zfast.errors import ConfigError, ProtocolError
+from zfast.events.memory import EventMemory
+from zfast.events.messages import (
+    SNAPSHOT_FRAMES,
+    Beat,
+    BeatHeard,
+    History,
+    decode_message,
+    encode_message,
+)
+from zfast.events.sockets import Guard, connect_socket, open_socket
+
+BEAT_S = 1.0
+
+
+def relay_endpoints(url: str) -> tuple[str, str, str]:
+    """A relay's endpoints: for control, which names it; for subscribers; for publishers.
+
+    On tcp they are three ports in a row, on ipc three paths.
+
+    Raises:
+        ConfigError: The endpoint has no port that two others can follow.
+    """
+    if not url.startswith("tcp://"):
+        return url, f"{url}.events", f"{url}.publish"
+    host, _, port = url.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65534:
+        raise ConfigError(
+            f"{url!r} names no relay", hint="tcp://host:port, with a port below 65534"
+        )
+    return url, f"{host}:{int(port) + 1}", f"{host}:{int(port) + 2}"
+
+
+class RelayLink:
+    """Threads: the publisher's desk, but for ``connect_events``; ``memory`` is read under ``lock``.
+
+    Raises:
+        ConfigError: The endpoint is malformed, or is tcp that nothing guards.
+    """
+
+    def __init__(
+        self,
+        publisher: bytes,
+        url: str,
+        memory: EventMemory,
+        lock: Lock,
+        guard: Guard | None,
+        insecure: bool,
+    ) -> None:
+        self._publisher = publisher
+        self._memory = memory
+        self._lock = lock
+        self._guard, self._insecure = guard, insecure
+        control, _, self._events_url = relay_endpoints(url)
+        self.control = open_socket(zmq.DEALER)
+        self.control.immediate = True
+        try:
+            connect_socket(self.control, control, guard=guard, insecure=insecure)
+        except BaseException:
+            self.control.close(0)
+            raise
+        self._relay = b""
+        self._heard = -1
+        self._lacking_since = -1
+        self._leaving = False
+        self._next_beat_s = 0.0
+
+    def connect_events(self, events: zmq.Socket[bytes]) -> None:
+        """Connect the socket of the events, before its thread begins."""
+        connect_socket(events, self._events_url, guard=self._guard, insecure=self._insecure)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether the relay, if there is one, has not yet said that it has everything."""
+        return bool(self._relay) and self._heard < self._position()
+
+    def beat(self) -> int:
+        """Send a beat if it is time; when to call again, in ms."""
+        now = time.monotonic()
+        if now >= self._next_beat_s:
+            sent = self._send(
+                Beat(publisher=self._publisher, position=self._position(), leaving=self._leaving)
+            )
+            # Not connected yet: soon again.
+            self._next_beat_s = now + (BEAT_S if sent else 0.02)
+        return max(1, int((self._next_beat_s - now) * 1000))
+
+    def leave(self) -> None:
+        """Tell the relay that nothing more comes."""
+        self._leaving = True
+        self._next_beat_s = 0.0
+        self.beat()
+
+    def read(self) -> None:
+        """Take the relay's answers, and send it what it lacks."""
+        while True:
+            try:
+                frames = self.control.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            try:
+                message = decode_message(frames[0])
+            except ProtocolError:
+                continue
+            if isinstance(message, BeatHeard):
+                self._take(message)
+        if self._leaving:
+            self.beat()
+
+    def close(self) -> None:
+        """Close its socket."""
+        self.control.close(0)
+
+    def _take(self, answer: BeatHeard) -> None:
+        is_new = answer.relay != self._relay
+        self._relay = answer.relay
+        self._heard = answer.seen
+        # Once it may be that the events are on their way; the second time they are not.
+        if is_new or answer.seen == self._lacking_since:
+            self._send_history(answer.seen)
+        self._lacking_since = answer.seen if answer.seen < self._position() else -1
+        if self._leaving and self.waited_for:
+            self._next_beat_s = min(self._next_beat_s, time.monotonic() + 0.05)
+
+    def _send_history(self, seen: int) -> None:
+        with self._lock:
+            frames = self._memory.since([b""], [seen])
+        for start in range(0, max(1, len(frames)), SNAPSHOT_FRAMES):
+            self._send(History(publisher=self._publisher), *frames[start : start + SNAPSHOT_FRAMES])
+
+    def _position(self) -> int:
+        with self._lock:
+            return self._memory.positions([b""])[0]
+
+    def _send(self, message: Beat | History, *frames: bytes) -> bool:
+        with contextlib.suppress(zmq.Again):
+            self.control.send_multipart([encode_message(message), *frames], zmq.DONTWAIT)
+            return True
+        return False

@@ -1,0 +1,147 @@
+"""Metrics of what events tell, as OpenTelemetry instruments, and a Prometheus page of them.
+
+The instruments belong to whatever meter is given, so that they go where a program's others go.
+``serve_prometheus`` needs ``pip install 'zfast[metrics]'``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from opentelemetry import metrics
+
+from zfast.errors import ConfigError
+from zfast.events.event import Event, Gap, StateEvent
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
+    from typing_extensions import Self
+
+#: Runs whose last state is kept, for how long they were in it.
+RUNS = 20_000
+DEFAULT_PORT = 9464
+_LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_DURATION_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
+
+
+class EventMetrics:
+    """Instruments that events are counted in. Threads: one at a time.
+
+    ====================================  =========  ==================================
+    ``zfast.state.transitions``           counter    environment, kind, flow, state, type
+    ``zfast.state.latency``               histogram  s from a state to here; environment, kind
+    ``zfast.state.duration``              histogram  s that task runs were running; flow, task
+    ``zfast.runs.active``                 up-down    runs under way; environment, kind, flow
+    ``zfast.events.missing``              counter    events that were told to be missing
+    ====================================  =========  ==================================
+
+    Args:
+        meter: Whose instruments they become; None is the global provider's.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        meter = meter or metrics.get_meter("zfast")
+        self._transitions = meter.create_counter(
+            "zfast.state.transitions", description="States that runs came to be in"
+        )
+        self._latency = meter.create_histogram(
+            "zfast.state.latency",
+            unit="s",
+            description="From a state's timestamp to the subscriber",
+            explicit_bucket_boundaries_advisory=_LATENCY_S,
+        )
+        self._duration = meter.create_histogram(
+            "zfast.state.duration",
+            unit="s",
+            description="How long task runs were running",
+            explicit_bucket_boundaries_advisory=_DURATION_S,
+        )
+        self._active = meter.create_up_down_counter(
+            "zfast.runs.active", description="Runs that are under way"
+        )
+        self._missing = meter.create_counter(
+            "zfast.events.missing", description="Events that were lost on their way"
+        )
+        self._runs: OrderedDict[str, StateEvent] = OrderedDict()
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        if isinstance(event, Gap):
+            self._missing.add(max(1, event.lost))
+        if not isinstance(event, StateEvent):
+            return
+        where = {
+            "environment": event.environment,
+            "kind": event.kind,
+            "flow": event.flow_name,
+        }
+        before = self._runs.pop(event.run_id, None)
+        was_active = before is not None and not before.is_final
+        self._active.add(int(not event.is_final) - int(was_active), where)
+        if not event.replayed:
+            # What was there before is no transition of ours.
+            self._transitions.add(1, {**where, "state": event.state_name, "type": event.state_type})
+            self._latency.record(
+                max(0.0, (time.time_ns() - event.state_ns) / 1e9),
+                {"environment": event.environment, "kind": event.kind},
+            )
+        if before is not None and before.state_type == "RUNNING" and event.kind == "task-run":
+            self._duration.record(
+                max(0.0, (event.state_ns - before.state_ns) / 1e9),
+                {"flow": event.flow_name, "task": event.name, "type": event.state_type},
+            )
+        self._runs[event.run_id] = event
+        if len(self._runs) > RUNS:
+            self._runs.popitem(last=False)
+
+
+class PrometheusPage:
+    """``EventMetrics`` at ``http://host:port/metrics``. A context manager.
+
+    Args:
+        port: 0 lets the system choose.
+        host: Of this host; loopback unless it is said otherwise, for the page asks nobody who he
+            is.
+
+    Attributes:
+        metrics: Where to add events.
+        port: Where it listens.
+
+    Raises:
+        ConfigError: A package is missing, or the port is taken.
+    """
+
+    def __init__(self, port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> None:
+        try:
+            from opentelemetry.exporter.prometheus import PrometheusMetricReader
+            from opentelemetry.sdk.metrics import MeterProvider
+            from prometheus_client import start_http_server
+        except ImportError as error:
+            raise ConfigError(
+                f"the Prometheus page needs {error.name}", hint="pip install 'zfast[metrics]'"
+            ) from error
+        try:
+            self._server, self._thread = start_http_server(port, addr=host)
+        except OSError as error:
+            raise ConfigError(
+                f"the metrics cannot be served at {host}:{port}: {error.strerror}",
+                hint="choose another port",
+            ) from error
+        self.port = self._server.server_port
+        self._provider = MeterProvider(metric_readers=[PrometheusMetricReader()])
+        self.metrics = EventMetrics(self._provider.get_meter("zfast"))
+
+    def close(self) -> None:
+        """Serve no longer."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._provider.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

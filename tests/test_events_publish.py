@@ -1,0 +1,456 @@
+"""Publishers, relays and subscribers, in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import zfast
+from events_process import make_event
+from zfast.errors import ConfigError, RecvTimeoutError
+from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.publisher import Publisher
+from zfast.events.reactions import on_event, wait_for_state, when
+from zfast.events.relay import Relay
+from zfast.events.runtime_folder import owned_folders
+from zfast.events.subscription import Subscription
+
+SCRIPT = Path(__file__).with_name("events_process.py")
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ev")
+
+
+class Remote:
+    """A publisher in another process."""
+
+    def __init__(self, folder: Path, relay: str | None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), relay or "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.id = self._read()
+
+    def publish(
+        self, first: int, last: int, *, flow: str = "etl", state: str = "Running", rate: int = 0
+    ) -> None:
+        """Have it publish; does not wait."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{flow} {state} {first} {last} {rate}\n")
+        self._process.stdin.flush()
+
+    def published(self) -> None:
+        """Wait until it has."""
+        assert self._read() == "published"
+
+    def end(self) -> None:
+        """Let it end as it should."""
+        self._process.communicate(timeout=20)
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate(timeout=20)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Remote]]:
+    started: list[Remote] = []
+
+    def start_one(relay: str | None = None) -> Remote:
+        started.append(Remote(folder, relay))
+        return started[-1]
+
+    yield start_one
+    for remote in started:
+        remote.kill()
+
+
+def take(events: Subscription, n: int, timeout: float = 20.0) -> list[Event]:
+    return [events.recv(timeout) for _ in range(n)]
+
+
+def numbers(events: list[Event]) -> list[int]:
+    return [int(e.run_id.removeprefix("run-")) for e in events if isinstance(e, StateEvent)]
+
+
+# ---- publishers of a user on a host ------------------------------------------------------
+
+
+def test_every_event_of_a_publisher_that_comes_later(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    with Subscription(folder=folder, membership=True) as events:
+        remote = start()
+        remote.publish(0, 1000)
+        ending = threading.Thread(target=remote.end)
+        ending.start()
+        got = take(events, 1002)
+        ending.join()
+    assert isinstance(got[0], PublisherJoined)
+    assert isinstance(got[-1], PublisherLeft)
+    assert numbers(got) == list(range(1000))
+    assert [e.sequence for e in got if isinstance(e, StateEvent)] == list(range(1, 1001))
+
+
+def test_a_publisher_that_came_and_went_while_nobody_read_is_told(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    with Subscription(folder=folder) as events:
+        remote = start()
+        remote.publish(0, 3)
+        remote.end()  # it waits a second for its subscribers
+        assert events.recv(20) == Gap(publisher="", lost=0)
+
+
+def test_who_comes_late_gets_the_truth_and_then_everything(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    remote = start()
+    remote.publish(0, 5, state="Pending")
+    remote.publish(0, 3, state="Running")
+    remote.publish(0, 1, state="Completed")
+    for _ in range(3):
+        remote.published()
+    with Subscription(folder=folder) as events:
+        got = take(events, 5)
+        truth = {e.run_id: e.state_name for e in got if isinstance(e, StateEvent)}
+        assert truth == {
+            "run-0": "Completed", "run-1": "Running", "run-2": "Running",
+            "run-3": "Pending", "run-4": "Pending",
+        }  # fmt: skip
+        assert all(isinstance(e, StateEvent) and e.replayed for e in got)
+        remote.publish(5, 8)
+        live = take(events, 3)
+    assert numbers(live) == [5, 6, 7]
+    assert not any(isinstance(e, StateEvent) and e.replayed for e in live)
+
+
+def test_several_publishers_without_a_name_or_port(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    remotes = [start() for _ in range(3)]
+    with Subscription(folder=folder) as events:
+        events.wait_joined()
+        for remote in remotes:
+            remote.publish(0, 100)
+        got = take(events, 300)
+    for remote in remotes:
+        mine = [e for e in got if isinstance(e, StateEvent) and e.publisher == remote.id]
+        assert numbers(list(mine)) == list(range(100))
+
+
+def test_a_killed_publisher_is_told_and_its_successor_is_another(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    first = start()
+    with Subscription(folder=folder, membership=True) as events:
+        events.wait_joined()
+        first.publish(0, 3)
+        assert isinstance(events.recv(10), PublisherJoined)
+        take(events, 3)
+        first.kill()
+        second = start()
+        second.publish(3, 5)
+        got = take(events, 4)
+        assert second.id != first.id
+    assert PublisherLeft(publisher=first.id) in got
+    assert PublisherJoined(publisher=second.id) in got
+    assert numbers(got) == [3, 4]
+    with Publisher(folder=folder):
+        names = [path.name for path in owned_folders("p", folder)]
+    assert len(names) == 2  # the dead one's folder was swept
+
+
+def test_events_follow_a_filter_and_no_others(folder: Path) -> None:
+    odd = "a/b ~é%"
+    with (
+        Publisher(folder=folder) as publisher,
+        Subscription(folder=folder, flows=[odd]) as one,
+        Subscription(folder=folder, topics=["task-run/etl/Failed"]) as two,
+        Subscription(folder=folder, states=["failed"], tasks=["load"]) as three,
+        Subscription(folder=folder, environment="other") as four,
+        Subscription(folder=folder, environment="*", runs=["run-2"]) as five,
+    ):
+        subscriptions = (one, two, three, four, five)
+        for subscription in subscriptions:
+            subscription.wait_joined()
+        publisher.publish(make_event(0, flow="etl"))
+        publisher.publish(make_event(1, flow=odd))
+        publisher.publish(make_event(2, flow="etl", state="Failed"))
+        publisher.publish(make_event(3, flow="etl2", state="Failed"))
+        assert numbers(take(one, 1)) == [1]
+        assert numbers(take(two, 1)) == [2]
+        assert numbers(take(three, 2)) == [2, 3]
+        assert numbers(take(five, 1)) == [2]
+        for subscription in subscriptions:
+            with pytest.raises(RecvTimeoutError):
+                subscription.recv(0.05)
+
+
+def test_order_is_the_sequence_when_the_clock_is_set_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Publisher(folder=folder) as publisher, Subscription(folder=folder) as events:
+        events.wait_joined()
+        now = time.time_ns()
+        for number in range(3):
+            monkeypatch.setattr(time, "time_ns", lambda n=number: now - n * 10**9)
+            publisher.publish(make_event(number))
+        got = take(events, 3)
+        monkeypatch.undo()
+    assert numbers(got) == [0, 1, 2]
+    states = [e for e in got if isinstance(e, StateEvent)]
+    assert [e.published_ns for e in states] == [now, now - 10**9, now - 2 * 10**9]
+    assert [e.monotonic_ns for e in states] == sorted(e.monotonic_ns for e in states)
+
+
+def test_a_subscriber_that_does_not_read_misses_some_is_told_and_has_the_truth(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    remote = start()
+    with Subscription(folder=folder) as events:
+        events.wait_joined()
+        n = 120_000  # more than all queues hold
+        remote.publish(0, n)
+        remote.published()
+        got: list[Event] = []
+        while not (got and isinstance(got[-1], StateEvent) and got[-1].sequence == n):
+            got.append(events.recv(20))
+    gaps = [e for e in got if isinstance(e, Gap)]
+    assert gaps
+    assert sum(gap.lost for gap in gaps) + len(numbers(got)) == n
+    assert numbers(got) == sorted(numbers(got))
+
+
+def test_a_stopped_publisher_hangs_nobody_and_goes_on(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    remote = start()
+    with Subscription(folder=folder) as events:
+        events.wait_joined()
+        remote.signal(signal.SIGSTOP)
+        with pytest.raises(RecvTimeoutError):
+            events.recv(0.2)
+        remote.signal(signal.SIGCONT)
+        remote.publish(0, 1)
+        assert numbers(take(events, 1)) == [0]
+
+
+def test_a_forked_child_publishes_nothing_and_leaves_the_parents_alone(folder: Path) -> None:
+    with Publisher(folder=folder) as publisher, Subscription(folder=folder) as events:
+        events.wait_joined()
+        pid = os.fork()
+        if pid == 0:
+            publisher.publish(make_event(99))
+            publisher.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        publisher.publish(make_event(1))
+        assert numbers(take(events, 1)) == [1]
+
+
+def test_a_folder_that_is_open_to_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / f"zfast-events-{os.getuid()}").mkdir(mode=0o755)
+    with pytest.raises(ConfigError, match="not a folder of yours alone"):
+        Publisher()
+    with pytest.raises(ConfigError, match="not a folder of yours alone"):
+        zfast.subscribe()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"flows": "etl"},
+        {"kinds": ["work-pool"]},
+        {"topics": ["a/b/c/d"]},
+        {"topics": [f"task-run/{n}" for n in range(65)]},
+        {"endpoint": "tcp://127.0.0.1:5555"},
+        {"endpoint": "http://x"},
+        {"environment": "*", "topics": ["task-run"]},
+    ],
+)
+def test_bad_arguments_are_refused(folder: Path, arguments: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        zfast.subscribe(folder=folder, **arguments)
+
+
+# ---- a subscriber's own ways --------------------------------------------------------------
+
+
+def test_iteration_ends_on_request(folder: Path) -> None:
+    with Publisher(folder=folder) as publisher:
+        events = Subscription(folder=folder)
+        events.wait_joined()
+        publisher.publish(make_event(1))
+        timer = threading.Timer(0.1, events.close)
+        timer.start()
+        assert numbers(list(events)) == [1]
+        timer.join()
+
+
+def test_async_iteration(folder: Path) -> None:
+    async def read() -> list[Event]:
+        got: list[Event] = []
+        async with Subscription(folder=folder) as events:
+            asyncio.get_running_loop().call_later(0.05, publisher.publish, make_event(1))
+            async for event in events:
+                got.append(event)
+                if len(got) == 2:
+                    events.close()
+                else:
+                    publisher.publish(make_event(2))
+        return got
+
+    with Publisher(folder=folder) as publisher:
+        assert numbers(asyncio.run(read())) == [1, 2]
+
+
+def test_waiting_for_a_state(folder: Path) -> None:
+    with Publisher(folder=folder) as publisher:
+        publisher.publish(make_event(1))
+        later = threading.Timer(0.1, publisher.publish, [make_event(1, state="Failed")])
+        later.start()
+        event = wait_for_state("run-1", timeout=10, folder=folder)
+        assert event.state_name == "Failed"
+        # It is told of what is so already, too.
+        assert wait_for_state("run-1", timeout=10, folder=folder).state_id == event.state_id
+        with pytest.raises(RecvTimeoutError, match="zfast watch"):
+            wait_for_state("run-2", timeout=0.1, folder=folder)
+        later.join()
+
+
+def test_reactions(folder: Path) -> None:
+    called: list[str] = []
+    ran = threading.Event()
+
+    def call(event: Event) -> None:
+        assert isinstance(event, StateEvent)
+        called.append(event.run_id)
+        if event.run_id == "run-0":
+            raise ValueError("a bad callback")
+
+    with Publisher(folder=folder) as publisher:
+        publisher.publish(make_event(7, state="Completed"))  # before: no reason to run
+        with (
+            on_event(call, folder=folder, states=["RUNNING"]) as one,
+            when(flow="etl", task="load", state="Completed", folder=folder).run(
+                lambda event: (called.append(f"when {event.run_id}"), ran.set()), once=True
+            ) as two,
+        ):
+            one.wait_joined()
+            two.wait_joined()
+            publisher.publish(make_event(0))
+            publisher.publish(make_event(1))
+            publisher.publish(make_event(1, state="Completed"))
+            assert ran.wait(10)
+    assert "when run-1" in called
+    assert "when run-7" not in called
+    assert called[:1] == ["run-0"] or "run-0" in called
+    assert "run-1" in called  # the callback that failed was called again
+
+
+# ---- a relay --------------------------------------------------------------------------------
+
+
+class Relaying:
+    """A relay on a thread."""
+
+    def __init__(self, url: str) -> None:
+        self.relay = Relay(url, insecure=url.startswith("tcp"))
+        self.thread = threading.Thread(target=self.relay.run)
+        self.thread.start()
+
+    def __enter__(self) -> str:
+        return self.relay.endpoint
+
+    def __exit__(self, *_: object) -> None:
+        self.relay.stop()
+        self.thread.join()
+
+
+def test_a_relay_passes_everything_and_knows_the_truth(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    with Relaying(f"ipc://{folder}/relay") as url:
+        remotes = [start(url) for _ in range(2)]
+        with Subscription(url) as early:
+            early.wait_joined()
+            for remote in remotes:
+                remote.publish(0, 500)
+                remote.published()
+            got = take(early, 1000)
+            with Subscription(url, flows=["etl"], membership=True) as late:
+                truth = take(late, 1002)
+            for remote in remotes:
+                remote.publish(500, 600)
+                remote.published()
+                remote.end()
+            got += take(early, 200)
+    for remote in remotes:
+        mine: list[Event] = [
+            e for e in got if isinstance(e, StateEvent) and e.publisher == remote.id
+        ]
+        assert numbers(mine) == list(range(600))
+    assert sorted(numbers(truth)) == sorted([*range(500), *range(500)])
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_a_relay_on_tcp(folder: Path) -> None:
+    with Relaying("tcp://127.0.0.1:*") as url:
+        with pytest.raises(ConfigError, match="open to anyone"):
+            Subscription(url)
+        with (
+            Publisher(folder=folder, relay=url, insecure=True) as publisher,
+            Subscription(url, insecure=True) as events,
+        ):
+            events.wait_joined()
+            publisher.publish(make_event(1))
+            assert numbers(take(events, 1)) == [1]
+
+
+def test_a_relay_that_began_anew_has_no_gap(folder: Path, start: Callable[..., Remote]) -> None:
+    url = f"ipc://{folder}/relay"
+    with Relaying(url):
+        remote = start(url)
+        events = Subscription(url)
+        events.wait_joined()
+        remote.publish(0, 100)
+        remote.published()
+        got = take(events, 100)
+    remote.publish(100, 200)  # while there is none
+    remote.published()
+    with Relaying(url), events:
+        got += take(events, 100)
+        remote.publish(200, 300)
+        got += take(events, 100)
+    assert numbers(got) == list(range(300))
+
+
+def test_a_second_relay_at_the_same_path_is_refused(folder: Path) -> None:
+    url = f"ipc://{folder}/relay"
+    with Relaying(url), pytest.raises(ConfigError, match="already"):
+        Relay(url)
