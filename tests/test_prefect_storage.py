@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pandas as pd
+import polars as pl
 import prefect
 import pytest
 from prefect import flow, task
@@ -146,6 +147,39 @@ def test_serializers_by_themselves() -> None:
         assert blob.isascii()
         for reader in (ZfastSerializer(), ZfastInlineSerializer()):
             pd.testing.assert_frame_equal(reader.loads(blob), frame())
+
+
+def frames_of_all_kinds() -> dict[str, Any]:
+    index = pd.MultiIndex.from_product([range(300), list("abcdefghij")], names=["i", "j"])
+    texts = pd.array(["é", None, "long enough"] * LARGE, dtype="string[pyarrow]")
+    mixed = [{"a": 1}, [1, 2], None, "text"]
+    names = pl.Series(["a", "b"] * 20_000, dtype=pl.Categorical)
+    return {
+        "no rows": pd.DataFrame({"x": np.array([], float), "s": pd.Series([], dtype="str")}),
+        "no columns": pd.DataFrame(index=range(5)),
+        "objects": pd.DataFrame({"o": mixed * 5_000}),
+        "categories": pd.DataFrame(
+            {"c": pd.Categorical(["a", "b", None] * 9_000, ["b", "a", "z"])}
+        ),
+        "multi-index": pd.DataFrame({"x": np.arange(len(index))}, index=index),
+        "Arrow, a slice": pd.DataFrame({"s": texts})[7 : LARGE + 1],
+        "nullable": pd.DataFrame({"i": pd.array([1, None, 3] * 10_000, dtype="Int64")}),
+        "polars": pl.DataFrame({"c": names, "l": [[1], None] * 20_000}),
+        "polars, no rows": pl.DataFrame(schema={"x": pl.Int64}),
+    }
+
+
+@pytest.mark.parametrize("serializer", ["zfast", "zfast/inline"])
+def test_frames_of_all_kinds(block: ZfastStorage, serializer: str) -> None:
+    store = store_of(block, serializer)
+    for kind, value in frames_of_all_kinds().items():
+        store.write(value, key=kind)
+        assert store.exists(kind)
+        back = store.read(kind).result
+        if isinstance(value, pl.DataFrame):
+            assert value.equals(back), kind
+        else:
+            pd.testing.assert_frame_equal(back, value, obj=kind)
 
 
 @pytest.mark.parametrize("serializer", ["json", "pickle", "compressed/pickle", "zfast/inline"])
