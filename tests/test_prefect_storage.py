@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from prefect.states import State
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.transactions import atransaction, transaction
 
+import zfast
+from zfast import arena
+from zfast.codec import address_of
 from zfast.errors import (
     CodecError,
     ConfigError,
@@ -240,6 +244,25 @@ def test_content_copied_to_another_storage_takes_its_payload_along(
     other.write_path("k", block.read_path("k"))
     FolderStore(block.basepath).delete("k")
     pd.testing.assert_frame_equal(store_of(other).read("k").result, frame())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the arena is Linux's")
+def test_a_result_born_in_shared_memory_is_written_from_there(
+    block: ZfastStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zfast.share_memory():
+        made = frame()
+    columns = [made[name].to_numpy().__array_interface__["data"][0] for name in made]
+    written: list[int] = []
+    writev = os.writev
+
+    def note(fd: int, parts: list[memoryview]) -> int:
+        written.extend(map(address_of, parts))
+        return writev(fd, parts)
+
+    monkeypatch.setattr(os, "writev", note)
+    store_of(block).write(made, key="k")
+    assert all(arena.owns(address) and address in written for address in columns)
 
 
 def test_memory_is_let_go_after_the_write(block: ZfastStorage) -> None:

@@ -114,7 +114,7 @@ def outermost_run() -> FlowRunContext | None:
         if token is None:
             return None  # it was left already: a thread of its runs on
         if not isinstance(token.old_value, FlowRunContext):
-            return context if _tap_exits() else None
+            return context if tap_exits() else None
         context = token.old_value
     return None
 
@@ -128,7 +128,12 @@ _exits: dict[int, list[Callable[[], None]]] = {}
 
 
 @functools.cache
-def _tap_exits() -> bool:
+def tap_exits() -> bool:
+    """Have the ends of flow runs noticed; those alone that begin after the first call.
+
+    Returns:
+        False if Prefect is not as it was when this was written.
+    """
     leave = FlowRunContext.__exit__
     if not _takes(leave, "self", "_"):
         return False

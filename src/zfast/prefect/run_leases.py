@@ -14,6 +14,9 @@ from zfast.store import leases
 from zfast.store.folder import FolderStore
 from zfast.store.leases import Leases
 
+# Before any run begins: ``with`` looks up what ends a context when it enters it.
+internals.tap_exits()
+
 
 class _Run:
     """A flow run that is going on in this process, and where it holds objects."""
