@@ -82,7 +82,11 @@ class Leases:
         # Who has the lock now looks again when it is free.
         while self._ended and self._lock.acquire(blocking=False):
             try:
-                if self._ended and self._held.pop(self._ended.popleft(), None):
+                if not self._ended:
+                    continue
+                ended = self._ended.popleft()  # nobody else takes from it without the lock
+                if ended in self._held:
+                    del self._held[ended]
                     self._begin_anew()
             finally:
                 self._lock.release()
