@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import tempfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import zmq
 
@@ -135,6 +137,14 @@ def _check_unguarded(url: str, address: str, insecure: bool) -> None:
         InsecureEndpointWarning,
         stacklevel=4,
     )
+
+
+def runtime_root() -> Path:
+    """Where this user's sockets are put: ``$XDG_RUNTIME_DIR``, else the temporary folder."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime)
+    return Path(tempfile.gettempdir())
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,6 +20,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from zfast.addresses import runtime_root
 from zfast.errors import ConfigError
 
 PUBLISHER = "p"
@@ -76,10 +77,7 @@ def user_folder() -> Path:
     Raises:
         ConfigError: It cannot be made, or it belongs to another user, or is open to others.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    usable = runtime and os.access(runtime, os.W_OK | os.X_OK)
-    root = Path(runtime) if runtime and usable else Path(tempfile.gettempdir())
-    folder = root / f"zfast-events-{os.getuid()}"
+    folder = runtime_root() / f"zfast-events-{os.getuid()}"
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)

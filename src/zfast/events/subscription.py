@@ -117,32 +117,20 @@ class Subscription:
             ChannelClosedError: The subscription was closed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self._ready:
-                return self._ready.popleft()
-            self._check_open()
-            now = time.monotonic()
-            if deadline is not None and now >= deadline and not self._poll(0):
-                raise RecvTimeoutError(f"no event came in {timeout:g} s")
-            self._poll(self._wait_ms(now, deadline))
+        while (event := self._take(timeout, deadline)) is None:
+            self._poll(self._wait_ms(time.monotonic(), deadline))
+        return event
 
     async def arecv(self, timeout: float | None = None) -> Event:
         """The next event, for asyncio. See ``recv``."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self._ready:
-                return self._ready.popleft()
-            self._check_open()
-            now = time.monotonic()
-            if deadline is not None and now >= deadline and not self._poll(0):
-                raise RecvTimeoutError(f"no event came in {timeout:g} s")
-            if self._ready:
-                continue
+        while (event := self._take(timeout, deadline)) is None:
             poller = zmq.asyncio.Poller()
             for source in self._sources():
                 poller.register(source, zmq.POLLIN)
-            await poller.poll(self._wait_ms(now, deadline))
+            await poller.poll(self._wait_ms(time.monotonic(), deadline))
             self._poll(0)
+        return event
 
     def wait_joined(self, timeout: float = 5.0) -> None:
         """Wait until events of every source that is known come as they happen.
@@ -210,6 +198,14 @@ class Subscription:
         self._release()
 
     # ---- inside ------------------------------------------------------------------------
+
+    def _take(self, timeout: float | None, deadline: float | None) -> Event | None:
+        """The next event if it is there; None while there is time to wait for it."""
+        if not self._ready:
+            self._check_open()
+            if deadline is not None and time.monotonic() >= deadline and not self._poll(0):
+                raise RecvTimeoutError(f"no event came in {timeout:g} s")
+        return self._ready.popleft() if self._ready else None
 
     def _poll(self, timeout_ms: int) -> bool:
         """Wait for news so long and take it; whether an event is ready."""

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from zfast.addresses import runtime_root
 from zfast.errors import ConfigError
 
 _PREFIX = "zfast-"
@@ -26,7 +27,7 @@ class RuntimeFolder:
     """
 
     def __init__(self) -> None:
-        root = _root()
+        root = runtime_root()
         _sweep(root)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
@@ -49,13 +50,6 @@ class RuntimeFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-
-def _root() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.access(runtime, os.W_OK | os.X_OK):
-        return Path(runtime)
-    return Path(tempfile.gettempdir())
 
 
 def _sweep(root: Path) -> None:

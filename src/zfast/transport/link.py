@@ -265,7 +265,6 @@ class Link:
             )
         if not self._lookout.take_soon(deadline):
             self._lookout.notice_lost_connection()
-            self._outbox.pump()  # the news may be that the connection stands
             if not stream.ended:
                 self._lookout.wait_for_news(deadline)
 
