@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,13 @@ os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("ZFAST_STORAGE_PATH", None)
 
+
+# What of Prefect draws random numbers on threads that outlive a test: delays of retries, pings.
+_RANDOM_IN_BACKGROUND = (
+    "prefect.utilities.math",
+    "websockets.asyncio.connection",
+    "websockets.client",
+)
 
 # Prefect leaves the TCP connections of its API clients to the garbage collector.
 _LEFT_BY_PREFECT = ("unclosed transport <_Selector", "unclosed <socket.socket .*proto=6")
@@ -42,6 +51,11 @@ def pytest_unconfigure() -> None:
 def prefect_api() -> Iterator[str]:
     """The URL of a Prefect API with an empty database, also set for this process."""
     from prefect.testing.utilities import prefect_test_harness
+
+    # From a source of their own: Hypothesis, while it draws, takes any use of the common one for
+    # a strategy's.
+    for name in _RANDOM_IN_BACKGROUND:
+        importlib.import_module(name).random = random.Random()  # type: ignore[attr-defined]
 
     with prefect_test_harness(server_startup_timeout=60):
         from prefect.settings import PREFECT_API_URL
