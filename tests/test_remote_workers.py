@@ -389,7 +389,7 @@ def test_a_flow_runs_on_another_host_and_its_logs_arrive_once(
         result = total.submit(added).result()
         return result, [future.result() for future in added], FlowRunContext.get().flow_run.id
 
-    foremen.start(runner._remote.url)
+    foremen.start(runner._joining["endpoint"])
     result, added, flow_run_id = work()
     assert result == 36
     assert {parent for _, parent, _ in added} == {foremen.processes[0].pid}

@@ -10,6 +10,7 @@ from zfast.errors import ProtocolError, WorkerDiedError, WorkerError
 from zfast.runner.attempts import Assignment, AttemptTable
 from zfast.runner.job import Blob, Job, Outcome
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.placement import Placement
 from zfast.runner.policy import Policy
 from zfast.runner.protocol import (
     AttemptId,
@@ -50,6 +51,7 @@ class Dispatcher:
         self._attempts = AttemptTable(policy.max_worker_deaths)
         self._queue = FairQueue()
         self._durations = Durations()
+        self._placement = Placement(policy, desk, self._attempts, self._durations, workers)
         self._codes: OrderedDict[bytes, Blob] = OrderedDict()
         self._context: Blob | None = None
         self._cancelled: dict[bytes, WorkerError] = {}
@@ -147,7 +149,7 @@ class Dispatcher:
         now = time.monotonic()
         while self._queue:
             job = self._queue.first()
-            worker = self._worker_for(job)
+            worker = self._placement.worker_for(job)
             if worker is None:
                 break
             self._queue.take()
@@ -205,53 +207,6 @@ class Dispatcher:
                 message += f"; its standard error ends with:\n{words}\n"
             hint = "is it short of memory, or did the task end its own process?"
             job.settle(WorkerDiedError(message, hint=hint))
-
-    # ---- who gets what ----------------------------------------------------------------------
-
-    def _worker_for(self, job: Job) -> WorkerHandle | None:
-        held = [(worker, self._attempts.n_held(worker.routing_id)) for worker in self._workers()]
-        idle = [worker for worker, n_held in held if not n_held and worker.available]
-        n_busy = sum(n_held > 0 and worker.is_local for worker, n_held in held)
-        if n_busy >= self._policy.max_workers:  # the other local ones are spares
-            idle = [worker for worker in idle if not worker.is_local]
-        if len(idle) > 1:
-            return max(idle, key=self._preference(job))
-        if idle:
-            return idle[0]
-        return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
-
-    def _preference(self, job: Job) -> Callable[[WorkerHandle], tuple[int, bool, bool, int, float]]:
-        """Those that have the data first, then the host that has, then the experienced, then those
-        with the code and the context, then the last used.
-
-        A spare may still be busy warming up.
-        """
-        owned = self._desk.owned_nbytes(job.parcels)
-        needed = {job.code.digest, job.context.digest}
-        return lambda worker: (
-            owned.get(worker.routing_id, 0),
-            worker.is_local,
-            self._attempts.n_assigned(worker.routing_id) > 0,
-            len(needed & worker.blobs),
-            worker.last_used,
-        )
-
-    def _worker_behind(self, workers: list[WorkerHandle], job: Job) -> WorkerHandle | None:
-        """A worker whose job will soon be done, so that this one may wait there."""
-        if (
-            self._attempts.inflight_nbytes > self._policy.max_inflight_nbytes
-            or self._attempts.is_suspect(job)
-            or not self._durations.is_short(job.code.digest)
-        ):
-            return None
-        ends_soon: list[tuple[float, WorkerHandle]] = []
-        for worker in workers:
-            (running,) = self._attempts.held_by(worker.routing_id)
-            if self._durations.is_short(running.job.code.digest) and not self._attempts.is_suspect(
-                running.job
-            ):
-                ends_soon.append((running.since, worker))
-        return min(ends_soon, key=lambda item: item[0])[1] if ends_soon else None
 
     def _give(self, worker: WorkerHandle, job: Job, now: float) -> None:
         self._send_blobs(worker, [job.code, job.context])

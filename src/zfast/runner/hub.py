@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import zmq
 from zfast.errors import ConfigError, WorkerDiedError, WorkerError
 from zfast.runner.commands import Command, CommandQueue
 from zfast.runner.dispatcher import Dispatcher
+from zfast.runner.equipment import equip, invite
 from zfast.runner.hub_socket import HubSocket
 from zfast.runner.job import Job, JobCancelledError
 from zfast.runner.lease_desk import LeaseDesk
@@ -22,13 +22,10 @@ from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
 from zfast.runner.reception import Reception
 from zfast.runner.remote_hosts import RemoteHosts
-from zfast.runner.remote_protocol import Welcome
 from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.staffing import Staffing
 from zfast.runner.status import describe_hub
-from zfast.runner.vitals import LOOKS_PER_LEASE
-from zfast.runner.worker_process import WorkerConfig, main_file
 from zfast.sharing import exchange
 from zfast.sharing.handover import Handover
 from zfast.sharing.lease_table import LeaseTable
@@ -74,13 +71,21 @@ class Hub:
         self._poller = zmq.Poller()
         self._commands = CommandQueue()
         self._folder = RuntimeFolder()
-        config = self._configure(policy, executor, environment)
+        self._segment_socket = self._folder.path / exchange.FILE_NAME
+        config = equip(self._folder, policy, executor, environment)
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
         self._socket = HubSocket(self._poller)
         self._remote: RemoteHosts | None = None
         try:
             if remote is not None:
-                self._remote = self._open_remote(remote, config, versions or {})
+                self._remote = RemoteHosts(
+                    remote,
+                    policy,
+                    invite(config, policy, versions or {}),
+                    self._poller,
+                    lambda: self._commands.put(lambda: None),
+                    self._describe,
+                )
         except BaseException:
             self._folder.remove()
             self._socket.close()
@@ -113,49 +118,6 @@ class Hub:
         self._thread.start()
         # Else the end of the interpreter would stop the thread in the middle of its work.
         atexit.register(self.abort)
-
-    def _configure(
-        self, policy: Policy, executor: str, environment: Mapping[str, str]
-    ) -> WorkerConfig:
-        self._segment_socket = self._folder.path / exchange.FILE_NAME
-        initializer = self._folder.path / "initializer.pickle"
-        if policy.initializer is not None:
-            initializer.write_bytes(policy.initializer)
-        return WorkerConfig(
-            endpoint=self._folder.endpoint,
-            runtime_folder=str(self._folder.path),
-            executor=executor,
-            environment=dict(environment),
-            segment_socket=str(self._segment_socket) if exchange.is_supported() else None,
-            sys_path=[os.path.abspath(entry) for entry in sys.path],
-            beat_s=policy.lease_s / LOOKS_PER_LEASE,
-            initializer=str(initializer) if policy.initializer is not None else None,
-            argv=list(sys.argv),
-            main_file=main_file(),
-        )
-
-    def _open_remote(
-        self, remote: RemoteEndpoint, config: WorkerConfig, versions: Mapping[str, str]
-    ) -> RemoteHosts:
-        welcome = Welcome(
-            session_id=b"",
-            versions=dict(versions),
-            lease_s=self._policy.lease_s,
-            executor=config.executor,
-            environment=dict(config.environment),
-            sys_path=list(config.sys_path),
-            argv=list(config.argv),
-            main_file=config.main_file,
-            max_worker_nbytes=self._policy.max_worker_nbytes,
-        )
-        return RemoteHosts(
-            remote,
-            self._policy,
-            welcome,
-            self._poller,
-            lambda: self._commands.put(lambda: None),
-            self._describe,
-        )
 
     # ---- any thread --------------------------------------------------------------------
 
