@@ -47,12 +47,18 @@ def worker(
     security = ClientSecurity.load(environment, name=key) if guarded else None
     foreman = Foreman(
         HubAddress(endpoint, security, insecure),
-        workers if workers is not None else len(os.sched_getaffinity(0)),
+        workers if workers is not None else _n_processors(),
         _say,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: foreman.leave())
     foreman.run()
+
+
+def _n_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _say(sentence: str) -> None:

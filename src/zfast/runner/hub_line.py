@@ -185,8 +185,12 @@ class HubLine:
         if not self._connection.connected:
             self._asked = now
             self._look_for_hub(now)
-        # The last words of a connection that has ended are still there.
-        yield from self._drain(now)
+        try:
+            # The last words of a connection that has ended are still there.
+            yield from self._drain(now)
+        except ProtocolError as error:
+            logger.error("what the hub says makes no sense, it is given up: %s", error)
+            self.over = True
         if not self.over and (self._connection.lost or (waits and now - self._asked > ANSWER_S)):
             self._begin_again()
 
