@@ -558,7 +558,7 @@ def test_the_runner_alone_is_a_context_manager():
 
 
 def test_a_runner_that_is_not_started_refuses():
-    with pytest.raises(RuntimeError, match="must be started"):
+    with pytest.raises(RuntimeError, match="is not started"):
         ZfastTaskRunner().submit(add, {"a": 1, "b": 2})
 
 

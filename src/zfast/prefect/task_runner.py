@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, PrefectFutureList
-from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner
 
 from zfast.codec import encode
-from zfast.errors import ConfigError, WorkerError, ZfastError
+from zfast.errors import ZfastError
 from zfast.prefect.future import ZfastFuture
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
-from zfast.prefect.shipping import Shipper, child_environment
+from zfast.prefect.runner_settings import make_policy, make_remote
+from zfast.prefect.shipping import Shipper, child_environment, shared_versions
+from zfast.prefect.submission import Submission, crashed
 from zfast.runner.hub import Hub
-from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
-from zfast.runner.policy import Policy, check_whole_number
-from zfast.sharing.handover import Copies, Handover, Parcel
+from zfast.runner.policy import check_whole_number
+from zfast.security.server_security import ServerSecurity
+from zfast.sharing.handover import Copies
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
@@ -68,9 +65,14 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         max_worker_deaths: A task run whose workers died so often ends as Crashed.
         lease_s: A worker that was stopped, or hangs without computing, for so long is killed.
         initializer: Called in each worker before its first task run, with ``initargs``.
+        endpoint: Where workers of other hosts may join, started there by ``zfast worker``:
+            ``tcp://host:port``. With it ``max_workers`` may be 0: none on this host.
+        security: Who may join over tcp, such as ``ServerSecurity.load()``.
+        insecure: Allow tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError: A setting is out of its range, or the initializer cannot be pickled.
+        ConfigError: A setting is out of its range, the initializer cannot be pickled, or the
+            endpoint is malformed or unprotected.
 
     Threads: ``submit`` from any. Not usable in a forked child.
 
@@ -93,9 +95,12 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         lease_s: float = 60.0,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        endpoint: str | None = None,
+        security: ServerSecurity | None = None,
+        insecure: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        check_whole_number("max_workers", max_workers, 1, optional=True)
+        check_whole_number("max_workers", max_workers, 1 if endpoint is None else 0, optional=True)
         check_whole_number("min_workers", min_workers, 0)
         self._settings: dict[str, Any] = {
             "max_workers": max_workers,
@@ -109,28 +114,16 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "initializer": initializer,
             "initargs": tuple(initargs),
         }
-        self._policy()  # complains here and now
+        self._joining: dict[str, Any] = {
+            "endpoint": endpoint,
+            "security": security,
+            "insecure": insecure,
+        }
+        make_policy(self._settings)  # complains here and now
+        make_remote(**self._joining)
         self._reset()
         #: Runners that are running: this one and its duplicates. Prefect cancels the original.
         self._family: weakref.WeakSet[ZfastTaskRunner] = weakref.WeakSet()
-
-    def _policy(self) -> Policy:
-        settings = dict(self._settings)
-        initializer, initargs = settings.pop("initializer"), settings.pop("initargs")
-        if initializer is not None:
-            if not callable(initializer):
-                raise ConfigError(f"initializer must be callable, not {initializer!r}")
-            try:
-                settings["initializer"] = cloudpickle.dumps((initializer, initargs))
-            except Exception as error:
-                raise ConfigError(
-                    f"the initializer cannot be sent to a worker: {error}",
-                    hint="keep locks, sockets and open files out of its closure and arguments",
-                ) from error
-        settings["max_workers"] = settings["max_workers"] or max(
-            _default_max_workers(), settings["min_workers"]
-        )
-        return Policy(**settings)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -151,19 +144,25 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def duplicate(self) -> Self:
         """A runner with the same configuration, not started."""
-        duplicate = type(self)(**self._settings)
+        duplicate = type(self)(**self._settings, **self._joining)
         duplicate._family = self._family
         return duplicate
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZfastTaskRunner) and self._settings == other._settings
+        return (
+            isinstance(other, ZfastTaskRunner)
+            and self._settings == other._settings
+            and self._joining == other._joining
+        )
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Prefect pickles a flow with its runner: only the configuration travels.
-        return {"logger": self.logger, "_settings": self._settings}
+        # Prefect pickles a flow with its runner: only the configuration travels. A worker that
+        # submits tasks has workers of its own: its driver's endpoint is taken, and its keys stay.
+        settings = {**self._settings, "max_workers": self._settings["max_workers"] or None}
+        return {"logger": self.logger, "_settings": settings, "_joining": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -224,7 +223,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             RuntimeError: The runner is not started.
         """
         if not self._started:
-            raise RuntimeError("The task runner must be started before submitting work.")
+            raise RuntimeError(
+                "Task runner is not started: submit tasks in a flow, or in a with block of the runner"
+            )
         from prefect._internal.uuid7 import uuid7
 
         hub, shipper, reporter = self._start()
@@ -238,7 +239,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "tags": TagsContext.get().current_tags,
         }
         try:
-            submission = _Submission(
+            submission = Submission(
                 hub=hub,
                 completions=self._completions,
                 reporter=reporter,
@@ -252,9 +253,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 upstream=upstream,
             )
         except ZfastError as error:
-            future.settle(
-                _crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error)
-            )
+            future.settle(crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error))
             return future
         submission.start()
         return future
@@ -276,115 +275,16 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         with self._lock:
             if self._hub is None or self._shipper is None or self._reporter is None:
                 self._reporter = Reporter()
+                remote = make_remote(**self._joining)
                 self._hub = Hub(
-                    self._policy(),
+                    make_policy(self._settings),
                     executor="zfast.prefect.execution:TaskExecutor",
                     environment=child_environment(),
                     on_note=self._reporter.forward,
+                    remote=remote,
+                    versions=shared_versions() if remote is not None else None,
                 )
+                if self._hub.endpoint is not None:
+                    self.logger.info("Workers may join at %s", self._hub.endpoint)
                 self._shipper = Shipper()
             return self._hub, self._shipper, self._reporter
-
-
-class _Submission:
-    """A task run on its way to the hub, which it reaches when its upstream futures are done."""
-
-    def __init__(
-        self,
-        *,
-        hub: Hub,
-        completions: concurrent.futures.Executor,
-        reporter: Reporter,
-        future: ZfastFuture,
-        task: Task[Any, Any],
-        code: Blob,
-        context: Blob,
-        call: Parcel,
-        upstream: list[PrefectFuture[Any]],
-    ) -> None:
-        self._hub = hub
-        self._completions = completions
-        self._reporter = reporter
-        self._future = future
-        self._task = task
-        self._code = code
-        self._context = context
-        self._call = call
-        self._upstream = upstream
-        self._waiting = len(upstream)
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Go to the hub, now or when the last upstream future is done."""
-        if not self._upstream:
-            self._submit()
-        for future in self._upstream:
-            future.add_done_callback(self._upstream_done)
-
-    def _upstream_done(self, _: PrefectFuture[Any]) -> None:
-        with self._lock:
-            self._waiting -= 1
-            if self._waiting:
-                return
-        self._submit()
-
-    def _submit(self) -> None:
-        try:
-            handover = self._hub.handover
-            parcels = [self._call, *(_state_parcel(f, handover) for f in self._upstream)]
-        except Exception as error:
-            self._future.settle(_crashed(f"An upstream result cannot be sent on: {error}", error))
-            return
-        job = Job(
-            self._future.task_run_id.bytes,
-            self._code,
-            self._context,
-            parcels,
-            self._done,
-            on_replay=self._replayed,
-            client=self._context.digest,
-        )
-        self._upstream = []
-        self._hub.submit(job)
-
-    def _replayed(self, attempt: int, cause: str) -> None:
-        self._reporter.report_replay(self._future.task_run_id, attempt, cause)
-
-    def _done(self, outcome: Outcome) -> None:
-        try:
-            self._completions.submit(self._complete, outcome)
-        except RuntimeError:  # the runner was left meanwhile
-            self._complete(outcome)
-
-    def _complete(self, outcome: Outcome) -> None:
-        try:
-            if isinstance(outcome, JobCancelledError):
-                self._future.settle(Cancelled(message=str(outcome)))
-            elif isinstance(outcome, WorkerError):
-                # The detail, a remote traceback, stays with the exception.
-                message = f"{outcome.message} – {outcome.hint}" if outcome.hint else outcome.message
-                state = _crashed(message, outcome)
-                self._reporter.report_crash(self._future.task_run_id, state, self._task)
-                self._future.settle(state)
-            else:
-                self._future.settle_parcel(outcome[0], self._hub.handover)
-        except Exception as error:
-            self._future.settle(_crashed(f"The result was lost: {error}", error))
-
-
-def _crashed(message: str, error: BaseException) -> State[Any]:
-    return Crashed(message=message, data=error)
-
-
-def _state_parcel(future: PrefectFuture[Any], handover: Handover) -> Parcel:
-    if isinstance(future, ZfastFuture):
-        parcel = future.parcel_for(handover)
-        if parcel is not None:
-            return parcel
-    future.wait()
-    return handover.snapshot(encode(future.state))
-
-
-def _default_max_workers() -> int:
-    configured = get_current_settings().tasks.runner.process_pool_max_workers
-    return configured or os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""Placement: which worker gets a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from zfast.runner.attempts import AttemptTable
+from zfast.runner.job import Job
+from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.policy import Policy
+from zfast.runner.scheduling import Durations
+from zfast.runner.worker_handle import WorkerHandle
+
+
+class Placement:
+    """Chooses workers for jobs. Threads: the hub's only.
+
+    Args:
+        workers: Lists the workers that live.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        desk: LeaseDesk,
+        attempts: AttemptTable,
+        durations: Durations,
+        workers: Callable[[], Iterable[WorkerHandle]],
+    ) -> None:
+        self._policy = policy
+        self._desk = desk
+        self._attempts = attempts
+        self._durations = durations
+        self._workers = workers
+
+    def worker_for(self, job: Job) -> WorkerHandle | None:
+        """Who gets it now; None if it better waits."""
+        held = [(worker, self._attempts.n_held(worker.routing_id)) for worker in self._workers()]
+        idle = [worker for worker, n_held in held if not n_held and worker.available]
+        n_busy = sum(n_held > 0 and worker.is_local for worker, n_held in held)
+        if n_busy >= self._policy.max_workers:  # the other local ones are spares
+            idle = [worker for worker in idle if not worker.is_local]
+        if len(idle) > 1:
+            return max(idle, key=self._preference(job))
+        if idle:
+            return idle[0]
+        return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
+
+    def _preference(self, job: Job) -> Callable[[WorkerHandle], tuple[int, bool, bool, int, float]]:
+        """Those that have the data first, then the host that has, then the experienced, then those
+        with the code and the context, then the last used.
+
+        A spare may still be busy warming up.
+        """
+        owned = self._desk.owned_nbytes(job.parcels)
+        needed = {job.code.digest, job.context.digest}
+        return lambda worker: (
+            owned.get(worker.routing_id, 0),
+            worker.is_local,
+            self._attempts.n_assigned(worker.routing_id) > 0,
+            len(needed & worker.blobs),
+            worker.last_used,
+        )
+
+    def _worker_behind(self, workers: list[WorkerHandle], job: Job) -> WorkerHandle | None:
+        """A worker whose job will soon be done, so that this one may wait there."""
+        if (
+            self._attempts.inflight_nbytes > self._policy.max_inflight_nbytes
+            or self._attempts.is_suspect(job)
+            or not self._durations.is_short(job.code.digest)
+        ):
+            return None
+        ends_soon: list[tuple[float, WorkerHandle]] = []
+        for worker in workers:
+            (running,) = self._attempts.held_by(worker.routing_id)
+            if self._durations.is_short(running.job.code.digest) and not self._attempts.is_suspect(
+                running.job
+            ):
+                ends_soon.append((running.since, worker))
+        return min(ends_soon, key=lambda item: item[0])[1] if ends_soon else None
