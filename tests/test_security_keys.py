@@ -21,7 +21,8 @@ from security_peers import Peer, serving
 from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
-from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.key_files import read_public_key
+from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
 from zfast.security.settings import SECRET_VARIABLES

@@ -13,7 +13,8 @@ from cyclopts.validators import Number
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zfast.security.key_folder import KeyFolder, OwnKey
+    from zfast.security.key_files import OwnKey
+    from zfast.security.key_folder import KeyFolder
 
 app = App(
     name="keys",
@@ -208,7 +209,7 @@ def trust(
     json
         Print JSON and nothing else.
     """
-    from zfast.security.key_folder import read_public_key
+    from zfast.security.key_files import read_public_key
 
     keys, environment = _open(folder, environment)
     public = read_public_key(file)

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
-from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.key_files import read_public_key
+from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
 from zfast.security.private_files import (
     check_protected_folder,
@@ -94,7 +95,7 @@ class SettingsSource:
         mounted = settings.authorized_folder
         return ServerState(
             tuple(pairs),
-            _mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
+            mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
             frozenset(self._folder.revoked()),
             read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
         )
@@ -156,7 +157,12 @@ def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
     return KeyPair.from_secret(secret, kind) if secret is not None else None
 
 
-def _mounted_keys(folder: Path) -> dict[str, str]:
+def mounted_keys(folder: Path) -> dict[str, str]:
+    """Names of the keys that may come in, by their Z85, from a mounted folder of files.
+
+    Raises:
+        ConfigError: One is malformed, or others can write there.
+    """
     check_protected_folder(folder)
     return {
         read_public_key(path).z85: path.name.removesuffix(".pub")
