@@ -238,11 +238,13 @@ def test_curve_without_a_handler_lets_everyone_in_and_is_a_problem():
     router.curve_server, router.curve_secretkey = True, SERVER.secret.reveal()
     port = router.bind_to_random_port("tcp://127.0.0.1")
     url = f"tcp://127.0.0.1:{port}"
-    assert "lets an unknown key in" in only(check_endpoint(url, [SERVER.public])).message
-    guest = only(check_endpoint(url, [SERVER.public], takes_tokens=True), Level.NOTE)
-    assert "right if it takes tokens" in guest.message
-    router.close(0)
-    context.term()
+    try:
+        assert "lets an unknown key in" in only(check_endpoint(url, [SERVER.public])).message
+        guest = only(check_endpoint(url, [SERVER.public], takes_tokens=True), Level.NOTE)
+        assert "right if it takes tokens" in guest.message
+    finally:
+        router.close(0)
+        context.term()
 
 
 @pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n" + b"x" * 64, b""])

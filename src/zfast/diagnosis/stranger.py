@@ -15,8 +15,9 @@ _CHECK = "endpoint"
 #: How long an endpoint may take to say what it is.
 PATIENCE_S = 2.0
 _GREETING_NBYTES = 64
-#: ZMTP 3.1 without security: whoever listens answers with the mechanism that it wants.
-_GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+#: The beginning of a greeting of ZMTP 3.1: whoever listens says what mechanism it wants. To one
+#: that goes on to name another, it would say nothing.
+_GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01"
 
 
 def check_endpoint(
