@@ -181,7 +181,7 @@ def test_only_codes_known_to_be_short_are_short():
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({"max_workers": 0}, "max_workers must be a whole number from 1 on, not 0"),
+        ({"max_workers": -1}, "max_workers must be a whole number from 0 on, not -1"),
         ({"max_workers": True}, "max_workers"),
         ({"min_workers": -1}, "min_workers must be a whole number from 0 on"),
         ({"min_workers": 3}, "min_workers is 3, more than max_workers, 2"),

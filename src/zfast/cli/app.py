@@ -76,6 +76,16 @@ app.command(
     name="relay",
     help="One endpoint for the events of many processes.",
 )
+app.command(
+    "zfast.cli.worker:worker",
+    name="worker",
+    help="Run tasks of a flow run on another host.",
+)
+app.command(
+    "zfast.cli.status:status",
+    name="status",
+    help="Show the workers, leases and queue of flow runs.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:

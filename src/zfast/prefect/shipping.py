@@ -11,7 +11,11 @@ from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
 from zfast.runner.dispatcher import MAX_BLOBS
+from zfast.runner.foreman import installed_version
 from zfast.runner.job import Blob
+
+#: What workers of another host must have in the same version; of Python the minor one.
+SHARED_PACKAGES = ("python", "zfast", "prefect", "cloudpickle")
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -82,6 +86,12 @@ def _serialize_context() -> dict[str, Any]:
     if url and isinstance(settings, dict):
         settings.setdefault("api", {})["url"] = url
     return context
+
+
+def shared_versions() -> dict[str, str]:
+    """Versions that another host must have too, for it is sent pickled code and Prefect's states."""
+    versions = {name: installed_version(name) for name in SHARED_PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def child_environment() -> dict[str, str]:

@@ -18,15 +18,18 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner
 
+from zfast.addresses import parse_endpoint
 from zfast.codec import encode
 from zfast.errors import ConfigError, WorkerError, ZfastError
 from zfast.prefect.future import ZfastFuture
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
-from zfast.prefect.shipping import Shipper, child_environment
+from zfast.prefect.shipping import Shipper, child_environment, shared_versions
 from zfast.runner.hub import Hub
 from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
 from zfast.runner.policy import Policy, check_whole_number
+from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.security.server_security import ServerSecurity
 from zfast.sharing.handover import Copies, Handover, Parcel
 
 if TYPE_CHECKING:
@@ -68,9 +71,14 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         max_worker_deaths: A task run whose workers died so often ends as Crashed.
         lease_s: A worker that was stopped, or hangs without computing, for so long is killed.
         initializer: Called in each worker before its first task run, with ``initargs``.
+        endpoint: Where workers of other hosts may join, started there by ``zfast worker``:
+            ``tcp://host:port``. With it ``max_workers`` may be 0: none on this host.
+        security: Who may join over tcp, such as ``ServerSecurity.load()``.
+        insecure: Allow tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError: A setting is out of its range, or the initializer cannot be pickled.
+        ConfigError: A setting is out of its range, the initializer cannot be pickled, or the
+            endpoint is malformed or unprotected.
 
     Threads: ``submit`` from any. Not usable in a forked child.
 
@@ -93,9 +101,12 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         lease_s: float = 60.0,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        endpoint: str | None = None,
+        security: ServerSecurity | None = None,
+        insecure: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        check_whole_number("max_workers", max_workers, 1, optional=True)
+        check_whole_number("max_workers", max_workers, 1 if endpoint is None else 0, optional=True)
         check_whole_number("min_workers", min_workers, 0)
         self._settings: dict[str, Any] = {
             "max_workers": max_workers,
@@ -109,6 +120,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "initializer": initializer,
             "initargs": tuple(initargs),
         }
+        self._remote = _remote_endpoint(endpoint, security, insecure)
         self._policy()  # complains here and now
         self._reset()
         #: Runners that are running: this one and its duplicates. Prefect cancels the original.
@@ -127,9 +139,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                     f"the initializer cannot be sent to a worker: {error}",
                     hint="keep locks, sockets and open files out of its closure and arguments",
                 ) from error
-        settings["max_workers"] = settings["max_workers"] or max(
-            _default_max_workers(), settings["min_workers"]
-        )
+        if settings["max_workers"] is None:
+            settings["max_workers"] = max(_default_max_workers(), settings["min_workers"])
         return Policy(**settings)
 
     def _reset(self) -> None:
@@ -152,18 +163,25 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
     def duplicate(self) -> Self:
         """A runner with the same configuration, not started."""
         duplicate = type(self)(**self._settings)
+        duplicate._remote = self._remote
         duplicate._family = self._family
         return duplicate
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZfastTaskRunner) and self._settings == other._settings
+        return (
+            isinstance(other, ZfastTaskRunner)
+            and self._settings == other._settings
+            and self._remote == other._remote
+        )
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Prefect pickles a flow with its runner: only the configuration travels.
-        return {"logger": self.logger, "_settings": self._settings}
+        # Prefect pickles a flow with its runner: only the configuration travels. A worker that
+        # submits tasks has workers of its own: its driver's endpoint is taken, and its keys stay.
+        settings = {**self._settings, "max_workers": self._settings["max_workers"] or None}
+        return {"logger": self.logger, "_settings": settings, "_remote": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -281,7 +299,11 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                     executor="zfast.prefect.execution:TaskExecutor",
                     environment=child_environment(),
                     on_note=self._reporter.forward,
+                    remote=self._remote,
+                    versions=shared_versions() if self._remote is not None else None,
                 )
+                if self._hub.endpoint is not None:
+                    self.logger.info("Workers may join at %s", self._hub.endpoint)
                 self._shipper = Shipper()
             return self._hub, self._shipper, self._reporter
 
@@ -370,6 +392,17 @@ class _Submission:
                 self._future.settle_parcel(outcome[0], self._hub.handover)
         except Exception as error:
             self._future.settle(_crashed(f"The result was lost: {error}", error))
+
+
+def _remote_endpoint(
+    url: str | None, security: ServerSecurity | None, insecure: bool
+) -> RemoteEndpoint | None:
+    if url is None:
+        if security is not None or insecure:
+            raise ConfigError("security and insecure are for an endpoint", hint="give endpoint=")
+        return None
+    parse_endpoint(url, insecure=insecure, guarded=security is not None)  # here and now
+    return RemoteEndpoint(url, security, insecure)
 
 
 def _crashed(message: str, error: BaseException) -> State[Any]:

@@ -143,23 +143,26 @@ class AttemptTable:
         self._let_go(assignment)
         return assignment.job
 
-    def end_worker(self, holder: Holder, begun: int, cause: str) -> Fallout:
+    def end_worker(self, holder: Holder, begun: int | None, cause: str) -> Fallout:
         """Take back everything from a worker that died.
 
         Args:
             begun: The serial of the last assignment that it began; it died of this one, if it had
-                not told the end of it.
+                not told the end of it. None if nobody knows: it may have begun any, and died of
+                the first.
             cause: How it died.
         """
         fallout = Fallout()
-        for assignment in self.held_by(holder):
+        held = self.held_by(holder)
+        first = held[0].serial if held else 0
+        for assignment in held:
             job, record = assignment.job, self._records[assignment.job.job_id]
             self._let_go(assignment)
-            if assignment.serial > begun:
+            if begun is not None and assignment.serial > begun:
                 fallout.untouched.append(job)
                 continue
             record.attempt += 1
-            if assignment.serial == begun:
+            if assignment.serial == (first if begun is None else begun):
                 record.deaths.append(cause)
             if len(record.deaths) >= self._max_worker_deaths:
                 del self._records[job.job_id]

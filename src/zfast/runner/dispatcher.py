@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 
 from zfast.errors import ProtocolError, WorkerDiedError, WorkerError
 from zfast.runner.attempts import Assignment, AttemptTable
-from zfast.runner.hub_socket import HubSocket
 from zfast.runner.job import Blob, Job, Outcome
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
@@ -22,7 +21,7 @@ from zfast.runner.protocol import (
     join_parcels,
 )
 from zfast.runner.scheduling import SHORT_S, Durations, FairQueue
-from zfast.runner.worker_process import WorkerProcess
+from zfast.runner.worker_handle import WorkerHandle
 
 #: Blobs that a worker keeps; with one more it starts anew.
 MAX_BLOBS = 256
@@ -42,12 +41,10 @@ class Dispatcher:
     def __init__(
         self,
         policy: Policy,
-        socket: HubSocket,
         desk: LeaseDesk,
-        workers: Callable[[], Iterable[WorkerProcess]],
+        workers: Callable[[], Iterable[WorkerHandle]],
     ) -> None:
         self._policy = policy
-        self._socket = socket
         self._desk = desk
         self._workers = workers
         self._attempts = AttemptTable(policy.max_worker_deaths)
@@ -64,11 +61,30 @@ class Dispatcher:
         return len(self._attempts)
 
     @property
+    def n_queued(self) -> int:
+        """Jobs that no worker has."""
+        return len(self._queue)
+
+    @property
+    def n_replays(self) -> int:
+        """Jobs in an attempt after the first."""
+        return sum(self._attempts.attempt(job) > 1 for job in self._attempts)
+
+    @property
+    def inflight_nbytes(self) -> int:
+        """Bytes that travelled for what workers hold."""
+        return self._attempts.inflight_nbytes
+
+    def held_by(self, worker: WorkerHandle) -> list[Assignment]:
+        """What a worker has, in the order in which it runs it."""
+        return self._attempts.held_by(worker.routing_id)
+
+    @property
     def next_recall(self) -> float:
         """When ``dispatch`` must be called at the latest, by the monotonic clock."""
         return self._next_recall
 
-    def is_busy(self, worker: WorkerProcess) -> bool:
+    def is_busy(self, worker: WorkerHandle) -> bool:
         """Whether a worker has a job."""
         return self._attempts.n_held(worker.routing_id) > 0
 
@@ -102,11 +118,11 @@ class Dispatcher:
                 self._end(job, error)
         self._queue.put_back(kept)
         for worker in self._workers():
-            begun = worker.slate.begun
+            begun = worker.begun or 0
             for assignment in self._attempts.held_by(worker.routing_id):
                 if assignment.serial > begun:
                     self._cancelled[assignment.job.job_id] = error
-                    self._recall(assignment)
+                    self._recall(worker, assignment)
 
     def fail_queued(self, error: WorkerError) -> None:
         """End every queued job with ``error``."""
@@ -138,7 +154,7 @@ class Dispatcher:
             self._give(worker, job, now)
         self._recall_waiting(now)
 
-    def finish(self, worker: WorkerProcess, attempt: AttemptId) -> Job | None:
+    def finish(self, worker: WorkerHandle, attempt: AttemptId) -> Job | None:
         """The job whose end a worker tells; None if its word does not count any more."""
         now = time.monotonic()
         assignment = self._attempts.finish(*attempt, worker.routing_id, now=now)
@@ -149,7 +165,7 @@ class Dispatcher:
         worker.last_used = now
         return assignment.job
 
-    def take_back(self, worker: WorkerProcess, attempt: AttemptId) -> None:
+    def take_back(self, worker: WorkerHandle, attempt: AttemptId) -> None:
         """A worker has returned a job that it had not begun.
 
         Raises:
@@ -157,7 +173,7 @@ class Dispatcher:
         """
         job = self._attempts.give_back(*attempt, worker.routing_id)
         if job is None:
-            raise ProtocolError(f"worker {worker.process.pid} returns a job that it does not hold")
+            raise ProtocolError(f"{worker.label} returns a job that it does not hold")
         self._queue_again([job])
 
     def _queue_again(self, jobs: list[Job]) -> None:
@@ -166,25 +182,23 @@ class Dispatcher:
                 self._end(job, self._cancelled[job.job_id])
         self._queue.put_back(job for job in jobs if job in self._attempts)
 
-    def warm(self, worker: WorkerProcess) -> None:
+    def warm(self, worker: WorkerHandle) -> None:
         """Have a worker that has nothing to do yet get ready for jobs like the last ones."""
         if self._context is not None and not self._queue:
             codes = list(self._codes.values())
             self._send_blobs(worker, [*codes, self._context])
-            message = Warm([code.digest for code in codes], self._context.digest)
-            self._socket.send(worker.routing_id, message)
+            worker.send(Warm([code.digest for code in codes], self._context.digest))
 
-    def mourn(self, worker: WorkerProcess) -> None:
+    def mourn(self, worker: WorkerHandle) -> None:
         """Replay what a dead worker had begun, and hand out anew what it had not."""
-        words = worker.last_words.text()
-        cause = worker.cause_of_death
-        fallout = self._attempts.end_worker(worker.routing_id, worker.slate.begun, cause)
+        words, cause = worker.words, worker.cause_of_death
+        fallout = self._attempts.end_worker(worker.routing_id, worker.begun, cause)
         for job in fallout.begun:
             self._cancelled.pop(job.job_id, None)  # too late
             job.tell_replay(self._attempts.attempt(job), cause)
         self._queue_again([*fallout.begun, *fallout.untouched])
         for job, deaths in fallout.given_up:
-            message = f"the worker process {worker.process.pid} died while it ran the task: {cause}"
+            message = f"{worker.label} died while it ran the task: {cause}"
             if len(deaths) > 1:
                 message += f"; so did {len(deaths) - 1} before it, and it is not tried again"
             if words:
@@ -194,20 +208,21 @@ class Dispatcher:
 
     # ---- who gets what ----------------------------------------------------------------------
 
-    def _worker_for(self, job: Job) -> WorkerProcess | None:
+    def _worker_for(self, job: Job) -> WorkerHandle | None:
         held = [(worker, self._attempts.n_held(worker.routing_id)) for worker in self._workers()]
         idle = [worker for worker, n_held in held if not n_held and worker.available]
-        n_busy = sum(n_held > 0 for _, n_held in held)
-        if n_busy < self._policy.max_workers:
-            if len(idle) > 1:
-                return max(idle, key=self._preference(job))
-            if idle:
-                return idle[0]
+        n_busy = sum(n_held > 0 and worker.is_local for worker, n_held in held)
+        if n_busy >= self._policy.max_workers:  # the other local ones are spares
+            idle = [worker for worker in idle if not worker.is_local]
+        if len(idle) > 1:
+            return max(idle, key=self._preference(job))
+        if idle:
+            return idle[0]
         return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
 
-    def _preference(self, job: Job) -> Callable[[WorkerProcess], tuple[int, bool, int, float]]:
-        """Those that have the data first, then the experienced, then those with the code and the
-        context, then the last used.
+    def _preference(self, job: Job) -> Callable[[WorkerHandle], tuple[int, bool, bool, int, float]]:
+        """Those that have the data first, then the host that has, then the experienced, then those
+        with the code and the context, then the last used.
 
         A spare may still be busy warming up.
         """
@@ -215,12 +230,13 @@ class Dispatcher:
         needed = {job.code.digest, job.context.digest}
         return lambda worker: (
             owned.get(worker.routing_id, 0),
-            worker.slate.begun > 0,
+            worker.is_local,
+            self._attempts.n_assigned(worker.routing_id) > 0,
             len(needed & worker.blobs),
             worker.last_used,
         )
 
-    def _worker_behind(self, workers: list[WorkerProcess], job: Job) -> WorkerProcess | None:
+    def _worker_behind(self, workers: list[WorkerHandle], job: Job) -> WorkerHandle | None:
         """A worker whose job will soon be done, so that this one may wait there."""
         if (
             self._attempts.inflight_nbytes > self._policy.max_inflight_nbytes
@@ -228,7 +244,7 @@ class Dispatcher:
             or not self._durations.is_short(job.code.digest)
         ):
             return None
-        ends_soon: list[tuple[float, WorkerProcess]] = []
+        ends_soon: list[tuple[float, WorkerHandle]] = []
         for worker in workers:
             (running,) = self._attempts.held_by(worker.routing_id)
             if self._durations.is_short(running.job.code.digest) and not self._attempts.is_suspect(
@@ -237,9 +253,9 @@ class Dispatcher:
                 ends_soon.append((running.since, worker))
         return min(ends_soon, key=lambda item: item[0])[1] if ends_soon else None
 
-    def _give(self, worker: WorkerProcess, job: Job, now: float) -> None:
+    def _give(self, worker: WorkerHandle, job: Job, now: float) -> None:
         self._send_blobs(worker, [job.code, job.context])
-        counts, shared, buffers = join_parcels(job.parcels)
+        counts, shared, buffers = join_parcels(job.parcels, sharing=worker.is_local)
         assignment = self._attempts.assign(
             job, worker.routing_id, nbytes=sum(map(len, buffers)), now=now
         )
@@ -256,16 +272,16 @@ class Dispatcher:
             shared,
         )
         self._desk.grant(worker.routing_id, run)
-        self._socket.send(worker.routing_id, run, buffers)
+        worker.send(run, buffers)
 
-    def _send_blobs(self, worker: WorkerProcess, blobs: list[Blob]) -> None:
+    def _send_blobs(self, worker: WorkerHandle, blobs: list[Blob]) -> None:
         if len(worker.blobs) + len(blobs) > MAX_BLOBS:
             worker.blobs.clear()
-            self._socket.send(worker.routing_id, Forget())
+            worker.send(Forget())
         for blob in blobs:
             if blob.digest not in worker.blobs:
                 worker.blobs.add(blob.digest)
-                self._socket.send(worker.routing_id, Keep(blob.digest), [blob.data])
+                worker.send(Keep(blob.digest), [blob.data])
 
     def _recall_waiting(self, now: float) -> None:
         """Take back what waits behind a job that takes longer than was thought."""
@@ -279,11 +295,11 @@ class Dispatcher:
                 if assignment.recalled:
                     continue
                 if recall_at <= now or not worker.available:
-                    self._recall(assignment)
+                    self._recall(worker, assignment)
                 else:
                     self._next_recall = min(self._next_recall, recall_at)
 
-    def _recall(self, assignment: Assignment) -> None:
+    @staticmethod
+    def _recall(worker: WorkerHandle, assignment: Assignment) -> None:
         assignment.recalled = True
-        message = Recall((assignment.job.job_id, assignment.attempt))
-        self._socket.send(assignment.holder, message)
+        worker.send(Recall((assignment.job.job_id, assignment.attempt)))

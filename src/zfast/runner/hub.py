@@ -12,35 +12,23 @@ from collections.abc import Callable, Mapping
 
 import zmq
 
-from zfast.errors import (
-    ConfigError,
-    ProtocolError,
-    WorkerDiedError,
-    WorkerError,
-)
+from zfast.errors import ConfigError, WorkerDiedError, WorkerError
 from zfast.runner.commands import Command, CommandQueue
 from zfast.runner.dispatcher import Dispatcher
 from zfast.runner.hub_socket import HubSocket
-from zfast.runner.job import Job, JobCancelledError, JobFailedError, Outcome
+from zfast.runner.job import Job, JobCancelledError
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
-from zfast.runner.protocol import (
-    PROTOCOL_VERSION,
-    ControlMessage,
-    Done,
-    Failed,
-    Gone,
-    Leaving,
-    Note,
-    Ready,
-    Release,
-    Returned,
-)
+from zfast.runner.reception import Reception
+from zfast.runner.remote_hosts import RemoteHosts
+from zfast.runner.remote_protocol import Welcome
+from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.staffing import Staffing
+from zfast.runner.status import describe_hub
 from zfast.runner.vitals import LOOKS_PER_LEASE
-from zfast.runner.worker_process import WorkerConfig, WorkerProcess
+from zfast.runner.worker_process import WorkerConfig, main_file
 from zfast.sharing import exchange
 from zfast.sharing.handover import Handover
 from zfast.sharing.lease_table import LeaseTable
@@ -60,6 +48,11 @@ class Hub:
         executor: ``module:name`` of what runs jobs in a worker, see ``zfast.runner.worker``.
         environment: Variables for the workers, on top of this process's.
         on_note: Called on the hub's thread with the job id, topic and bytes of each note.
+        remote: Where workers of other hosts may join; None for nowhere.
+        versions: Of packages that those must have too.
+
+    Raises:
+        ConfigError, TransportError: Workers of other hosts could not join there.
 
     Threads: ``submit``, ``cancel_pending`` and ``close`` from any.
     """
@@ -71,40 +64,47 @@ class Hub:
         executor: str,
         environment: Mapping[str, str],
         on_note: Callable[[bytes, str, memoryview], None],
+        remote: RemoteEndpoint | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
-        self._on_note = on_note
+        if remote is None and not policy.max_workers:
+            raise ConfigError("max_workers is 0, and no other host may join: nobody could work")
         self._pid = os.getpid()
-        self._folder = RuntimeFolder()
-        self._segment_socket = self._folder.path / exchange.FILE_NAME
+        self._policy = policy
         self._poller = zmq.Poller()
-        initializer = self._folder.path / "initializer.pickle"
-        if policy.initializer is not None:
-            initializer.write_bytes(policy.initializer)
-        config = WorkerConfig(
-            endpoint=self._folder.endpoint,
-            runtime_folder=str(self._folder.path),
-            executor=executor,
-            environment=dict(environment),
-            segment_socket=str(self._segment_socket) if exchange.is_supported() else None,
-            sys_path=[os.path.abspath(entry) for entry in sys.path],
-            beat_s=policy.lease_s / LOOKS_PER_LEASE,
-            initializer=str(initializer) if policy.initializer is not None else None,
-        )
         self._commands = CommandQueue()
+        self._folder = RuntimeFolder()
+        config = self._configure(policy, executor, environment)
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
         self._socket = HubSocket(self._poller)
+        self._remote: RemoteHosts | None = None
+        try:
+            if remote is not None:
+                self._remote = self._open_remote(remote, config, versions or {})
+        except BaseException:
+            self._folder.remove()
+            self._socket.close()
+            raise
         self._pool = WorkerPool(
-            config, policy, self._poller, lambda worker: self._dispatcher.is_busy(worker)
-        )
-        self._dispatcher = Dispatcher(policy, self._socket, self._desk, lambda: self._pool)
-        self._staffing = Staffing(
-            self._pool,
-            self._dispatcher,
-            self._socket,
-            self._desk,
-            self._folder,
-            self._segment_socket,
+            config,
+            policy,
+            self._socket.send,
             self._poller,
+            lambda worker: self._dispatcher.is_busy(worker),
+        )
+        self._dispatcher = Dispatcher(policy, self._desk, lambda: self._staffing.workers)
+        self._staffing = Staffing(
+            policy, self._pool, self._dispatcher, self._desk, self._remote, self._open_sockets
+        )
+        self._reception = Reception(
+            self._socket,
+            self._pool,
+            self._remote,
+            self._dispatcher,
+            self._desk,
+            self._staffing,
+            on_note,
+            self._describe,
         )
         self._closing = False
         self._forks_next_look = float("inf")
@@ -113,6 +113,49 @@ class Hub:
         self._thread.start()
         # Else the end of the interpreter would stop the thread in the middle of its work.
         atexit.register(self.abort)
+
+    def _configure(
+        self, policy: Policy, executor: str, environment: Mapping[str, str]
+    ) -> WorkerConfig:
+        self._segment_socket = self._folder.path / exchange.FILE_NAME
+        initializer = self._folder.path / "initializer.pickle"
+        if policy.initializer is not None:
+            initializer.write_bytes(policy.initializer)
+        return WorkerConfig(
+            endpoint=self._folder.endpoint,
+            runtime_folder=str(self._folder.path),
+            executor=executor,
+            environment=dict(environment),
+            segment_socket=str(self._segment_socket) if exchange.is_supported() else None,
+            sys_path=[os.path.abspath(entry) for entry in sys.path],
+            beat_s=policy.lease_s / LOOKS_PER_LEASE,
+            initializer=str(initializer) if policy.initializer is not None else None,
+            argv=list(sys.argv),
+            main_file=main_file(),
+        )
+
+    def _open_remote(
+        self, remote: RemoteEndpoint, config: WorkerConfig, versions: Mapping[str, str]
+    ) -> RemoteHosts:
+        welcome = Welcome(
+            session_id=b"",
+            versions=dict(versions),
+            lease_s=self._policy.lease_s,
+            executor=config.executor,
+            environment=dict(config.environment),
+            sys_path=list(config.sys_path),
+            argv=list(config.argv),
+            main_file=config.main_file,
+            max_worker_nbytes=self._policy.max_worker_nbytes,
+        )
+        return RemoteHosts(
+            remote,
+            self._policy,
+            welcome,
+            self._poller,
+            lambda: self._commands.put(lambda: None),
+            self._describe,
+        )
 
     # ---- any thread --------------------------------------------------------------------
 
@@ -145,6 +188,11 @@ class Hub:
     def worker_pids(self) -> list[int]:
         """Pids of the workers that live, for tests and statistics."""
         return [worker.process.pid for worker in self._pool]
+
+    @property
+    def endpoint(self) -> str | None:
+        """Where workers of other hosts may join; None for nowhere."""
+        return self._remote.endpoint if self._remote is not None else None
 
     @property
     def handover(self) -> Handover:
@@ -182,14 +230,18 @@ class Hub:
     def _turn(self) -> None:
         self._commands.run()
         self._desk.serve()
-        self._receive()
+        self._reception.receive()
         for worker in self._pool.bury():
             self._staffing.mourn(worker, closing=self._closing)
+        for lost in self._remote.take_dead() if self._remote is not None else ():
+            self._dispatcher.mourn(lost)
         self._pool.look_after()
         self._end_leases()
         self._dispatcher.dispatch()
         self._staffing.start_missing(closing=self._closing)
         self._staffing.stop_leaving(closing=self._closing)
+        if self._remote is not None:
+            self._remote.turn(waiting=self._dispatcher.n_queued > 0)
 
     def _end(self, error: WorkerError) -> None:
         # The folder first: should this process be killed now, the workers remove it.
@@ -204,6 +256,8 @@ class Hub:
             worker.close()
         self._desk.close()
         self._socket.close()
+        if self._remote is not None:
+            self._remote.close()
         self._closing = True
         # Results outlive the hub: from now on, whoever lets go of one sees to its lease.
         self._commands.finish()
@@ -215,6 +269,7 @@ class Hub:
             self._dispatcher.next_recall,
             self._forks_next_look,
             self._staffing.next_start,
+            self._remote.next_turn if self._remote is not None else float("inf"),
         )
         if self._closing and not self._pool and not self._dispatcher.n_jobs:
             return 0
@@ -243,73 +298,6 @@ class Hub:
         )
         self._pool.kill()
 
-    # ---- workers -----------------------------------------------------------------------
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                received = self._socket.receive()
-                if received is None:
-                    return
-                routing_id, message, buffers = received
-                worker = self._pool.get(routing_id)
-                if worker is None:
-                    raise ProtocolError(f"a message from {routing_id!r}, not a worker")
-                self._handle(worker, message, buffers)
-            except ProtocolError as error:
-                logger.warning("message dropped: %s", error)
-
-    def _handle(
-        self, worker: WorkerProcess, message: ControlMessage, buffers: list[memoryview]
-    ) -> None:
-        if isinstance(message, Note):
-            try:
-                self._on_note(message.job_id, message.topic, buffers[0])
-            except Exception:
-                logger.exception("a note from worker %s was not delivered", worker.process.pid)
-        elif isinstance(message, (Done, Failed)):
-            self._handle_end(worker, message, buffers)
-        elif isinstance(message, Release):
-            self._desk.release(worker.routing_id, message.keys)
-        elif isinstance(message, Gone):
-            self._desk.remove_segments(worker.routing_id, message.segment_ids)
-        elif isinstance(message, Ready):
-            if message.protocol_version != PROTOCOL_VERSION:
-                raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
-            self._pool.now_ready(worker)
-            self._dispatcher.warm(worker)
-        elif isinstance(message, Returned):
-            self._dispatcher.take_back(worker, message.attempt)
-        elif isinstance(message, Leaving):
-            worker.leaving = True
-        else:
-            raise ProtocolError(f"unexpected {type(message).__name__} from {worker.process.pid}")
-
-    def _handle_end(
-        self, worker: WorkerProcess, message: Done | Failed, buffers: list[memoryview]
-    ) -> None:
-        job = self._dispatcher.finish(worker, message.attempt)
-        if job is None:
-            if isinstance(message, Done):
-                # Fenced off: taken in as any result, and let go of at once, so that it is freed.
-                self._desk.receive(worker.routing_id, message, buffers)
-            logger.info("worker %s ended a job that is not its own now", worker.process.pid)
-            return
-        self._staffing.worker_was_useful()
-        job.settle(self._outcome(worker, message, buffers))
-
-    def _outcome(
-        self, worker: WorkerProcess, message: Done | Failed, buffers: list[memoryview]
-    ) -> Outcome:
-        if isinstance(message, Failed):
-            return JobFailedError(message.error_type, message.message, message.traceback)
-        try:
-            return self._desk.receive(worker.routing_id, message, buffers)
-        except ProtocolError as error:
-            logger.error("worker %s is killed for its result: %s", worker.process.pid, error)
-            worker.kill(f"it was killed for its result: {error.message}")
-            return WorkerError(f"the result was refused: {error.message}")
-
     def _end_leases(self) -> None:
         """Carry out, once a turn, what the ends of leases lead to."""
         for worker in self._pool.take_bereaved():
@@ -317,3 +305,19 @@ class Hub:
         self._forks_next_look = next_settling()
         for routing_id, message in self._desk.take_messages(w.routing_id for w in self._pool):
             self._socket.send(routing_id, message)
+
+    def _open_sockets(self) -> None:
+        if not self._socket.is_bound:
+            self._socket.bind(self._folder.endpoint)
+            self._desk.open(self._segment_socket, self._poller)
+
+    def _describe(self) -> bytes:
+        return describe_hub(
+            self._pid,
+            self.endpoint,
+            self._policy.lease_s,
+            self._staffing.workers,
+            [host.name for host in self._remote.hosts] if self._remote is not None else [],
+            self._dispatcher,
+            self._desk,
+        )

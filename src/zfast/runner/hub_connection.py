@@ -14,10 +14,11 @@ import zmq
 from zfast import _core
 from zfast.context import process_context
 from zfast.errors import ProtocolError
+from zfast.runner.control import ControlMessage
 from zfast.runner.job import Blob
 from zfast.runner.orders import Order, WaitingOrders, WarmUp
 from zfast.runner.protocol import (
-    ControlMessage,
+    HUB_MESSAGES,
     Forget,
     Free,
     Gone,
@@ -27,8 +28,6 @@ from zfast.runner.protocol import (
     Run,
     Stop,
     Warm,
-    decode_control,
-    encode_control,
 )
 from zfast.runner.slate import Slate
 from zfast.runner.worker_leases import WorkerLeases
@@ -143,7 +142,7 @@ class HubConnection:
             self._send(socket, self._outbox.popleft())
 
     def _send(self, socket: zmq.Socket[bytes], outgoing: _Outgoing) -> None:
-        kind, body = encode_control(outgoing.message)
+        kind, body = HUB_MESSAGES.encode(outgoing.message)
         _core.send_message(socket, kind, body, outgoing.buffers, tracker=outgoing.tracker)
         if outgoing.sent is not None:
             outgoing.sent.set()
@@ -156,7 +155,7 @@ class HubConnection:
                     return
                 if isinstance(received, _core.Batch):
                     raise ProtocolError("a batch from the hub")
-                self._handle(decode_control(received), received.buffers)
+                self._handle(HUB_MESSAGES.decode(received.kind, received.body), received.buffers)
             except ProtocolError as error:
                 logger.warning("message dropped: %s", error)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-
 import zmq
 
 from zfast import _core
 from zfast.context import process_context
 from zfast.errors import ProtocolError, TransportError
-from zfast.runner.protocol import ControlMessage, decode_control, encode_control
+from zfast.runner.control import Buffers, ControlMessage
+from zfast.runner.protocol import HUB_MESSAGES
 
 logger = logging.getLogger("zfast.runner")
 
@@ -34,14 +33,12 @@ class HubSocket:
         self._socket.bind(endpoint)
         self.is_bound = True
 
-    def send(
-        self,
-        routing_id: bytes,
-        message: ControlMessage,
-        buffers: Sequence[bytes | memoryview] = (),
-    ) -> None:
+    def send(self, routing_id: bytes, message: ControlMessage, buffers: Buffers = ()) -> None:
         """Send a message. To a worker that is gone it goes nowhere: its death is noticed."""
-        kind, body = encode_control(message)
+        self.send_raw(routing_id, *HUB_MESSAGES.encode(message), buffers)
+
+    def send_raw(self, routing_id: bytes, kind: int, body: bytes, buffers: Buffers) -> None:
+        """``send``, of a message that is encoded."""
         try:
             _core.send_message(self._socket, kind, body, buffers, routing_id=routing_id)
         except TransportError:
@@ -53,12 +50,18 @@ class HubSocket:
         Raises:
             ProtocolError: What came is no control message; it was dropped.
         """
-        received = _core.recv(self._socket, routed=True)
+        received = self.receive_raw()
         if received is None:
             return None
+        message = HUB_MESSAGES.decode(received.kind, received.body)
+        return received.routing_id or b"", message, received.buffers
+
+    def receive_raw(self) -> _core.Message | None:
+        """``receive``, of a message that stays encoded."""
+        received = _core.recv(self._socket, routed=True)
         if isinstance(received, _core.Batch):
             raise ProtocolError(f"a batch from {received.routing_id!r}, not a worker")
-        return received.routing_id or b"", decode_control(received), received.buffers
+        return received
 
     def close(self) -> None:
         """Close it; what lies in its queues is dropped."""

@@ -13,7 +13,7 @@ class Policy:
     """How a hub treats its workers and jobs.
 
     Attributes:
-        max_workers: At most so many run jobs at one time.
+        max_workers: At most so many run jobs at one time, those on other hosts not counted.
         min_workers: So many are kept even when there is nothing to do.
         spares: Workers beyond those, their imports done, that take over when one dies. They are
             started while there is work, once the others have settled.
@@ -57,7 +57,7 @@ class Policy:
 
 
 _WHOLE_NUMBERS = {
-    "max_workers": 1,
+    "max_workers": 0,
     "min_workers": 0,
     "spares": 0,
     "max_tasks_per_worker": 1,

@@ -10,7 +10,7 @@ import zmq
 from zfast.runner.last_words import StandardErrors
 from zfast.runner.policy import Policy
 from zfast.runner.vitals import LOOKS_PER_LEASE
-from zfast.runner.worker_process import STOP_GRACE_S, WorkerConfig, WorkerProcess
+from zfast.runner.worker_process import Transmit, WorkerConfig, WorkerProcess
 
 #: After a worker's death, what it had sent before is still read for so long.
 LAST_WORDS_S = 0.05
@@ -28,6 +28,7 @@ class WorkerPool:
     Threads: the hub's only.
 
     Args:
+        transmit: How messages reach a worker.
         is_busy: Whether a worker has a job.
     """
 
@@ -35,11 +36,13 @@ class WorkerPool:
         self,
         config: WorkerConfig,
         policy: Policy,
+        transmit: Transmit,
         poller: zmq.Poller,
         is_busy: Callable[[WorkerProcess], bool],
     ) -> None:
         self._config = config
         self._policy = policy
+        self._transmit = transmit
         self._poller = poller
         self._is_busy = is_busy
         self._workers: dict[bytes, WorkerProcess] = {}
@@ -86,7 +89,7 @@ class WorkerPool:
         # What a leaving worker runs needs no other worker.
         n_jobs -= sum(worker.leaving and self._is_busy(worker) for worker in self)
         wanted = max(policy.min_workers, min(policy.max_workers, n_jobs))
-        with_spares = wanted + (policy.spares if n_jobs > 0 else 0)
+        with_spares = wanted + (policy.spares if n_jobs > 0 and policy.max_workers else 0)
         self._next_resize = float("inf")
         n_surplus = len(staying) - with_spares
         if n_surplus > 0:
@@ -115,7 +118,11 @@ class WorkerPool:
         self._n_started += 1
         self._last_change = time.monotonic()
         worker = WorkerProcess.start(
-            self._config, f"worker-{self._n_started}".encode(), self._errors, self._last_change
+            self._config,
+            f"worker-{self._n_started}".encode(),
+            self._transmit,
+            self._errors,
+            self._last_change,
         )
         self._workers[worker.routing_id] = worker
         if worker.pidfd is not None:
@@ -147,11 +154,6 @@ class WorkerPool:
                 )
             elif limit is not None and worker.vitals.private_nbytes > limit:
                 worker.leaving = True
-
-    def stopping(self, worker: WorkerProcess) -> None:
-        """A worker was told to stop."""
-        worker.leaving = True
-        worker.stop_by = time.monotonic() + STOP_GRACE_S
 
     def bury(self) -> list[WorkerProcess]:
         """Take out and give back the workers that are dead and have nothing more to say."""

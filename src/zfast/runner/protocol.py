@@ -9,26 +9,18 @@ each: a descriptor if it lies in shared memory, None if it is the message's next
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
-import msgspec
-
-from zfast import _core
 from zfast.errors import ProtocolError
+from zfast.runner.control import ControlMessage, MessageTable
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.handover import Parcel
 from zfast.sharing.segments import Lease
 
-#: Raised with every change of a message below; hub and workers of one host run one version.
-PROTOCOL_VERSION = 3
-
+#: Raised with every change of a message below; a hub and all of its workers run one version.
+PROTOCOL_VERSION = 4
 
 #: A run of a job: the job's id, and the number of the attempt.
 AttemptId = tuple[bytes, int]
-
-
-class ControlMessage(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all control messages."""
 
 
 class Ready(ControlMessage, frozen=True):
@@ -135,55 +127,38 @@ class Gone(ControlMessage, frozen=True):
     segment_ids: list[bytes]
 
 
-_MESSAGES: tuple[type[ControlMessage], ...] = (
-    Ready,
-    Keep,
-    Forget,
-    Run,
-    Done,
-    Failed,
-    Note,
-    Stop,
-    Release,
-    Free,
-    Gone,
-    Warm,
-    Recall,
-    Returned,
-    Leaving,
-)
 #: Kinds start well above a channel's, so that one talking to the other is told at once.
-_KINDS = {message: 64 + index for index, message in enumerate(_MESSAGES)}
-_DECODERS = {64 + index: msgspec.msgpack.Decoder(cls) for index, cls in enumerate(_MESSAGES)}
-_encode = msgspec.msgpack.Encoder().encode
-
-M = TypeVar("M", bound=ControlMessage)
-
-
-def encode_control(message: ControlMessage) -> tuple[int, bytes]:
-    """The kind and the body of a control message."""
-    return _KINDS[type(message)], _encode(message)
-
-
-def decode_control(message: _core.Message) -> ControlMessage:
-    """The control message in a received one.
-
-    Raises:
-        ProtocolError: Its kind is unknown or its body malformed.
-    """
-    decoder = _DECODERS.get(message.kind)
-    if decoder is None:
-        raise ProtocolError(f"a control message of unknown kind {message.kind}", offset=5)
-    try:
-        return decoder.decode(message.body)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"a malformed control message: {error}") from error
+HUB_MESSAGES = MessageTable(
+    64,
+    (
+        Ready,
+        Keep,
+        Forget,
+        Run,
+        Done,
+        Failed,
+        Note,
+        Stop,
+        Release,
+        Free,
+        Gone,
+        Warm,
+        Recall,
+        Returned,
+        Leaving,
+    ),
+)
 
 
 def join_parcels(
-    parcels: Iterable[Parcel],
+    parcels: Iterable[Parcel], *, sharing: bool = True
 ) -> tuple[list[int], list[Descriptor | None], list[bytes | memoryview]]:
-    """Lay parcels end to end: ``counts``, ``shared`` and buffers. Copies nothing."""
+    """Lay parcels end to end: ``counts``, ``shared`` and buffers. Copies nothing.
+
+    Args:
+        sharing: False for a receiver that shares no memory with this process: what is leased is
+            mapped here, and travels.
+    """
     counts: list[int] = []
     shared: list[Descriptor | None] = []
     buffers: list[bytes | memoryview] = []
@@ -192,11 +167,11 @@ def join_parcels(
         shared.append(None)
         buffers.append(parcel.header)
         for part in parcel.parts:
-            if isinstance(part, Lease):
+            if isinstance(part, Lease) and sharing:
                 shared.append(part.descriptor)
             else:
                 shared.append(None)
-                buffers.append(part)
+                buffers.append(part.view() if isinstance(part, Lease) else part)
     return counts, shared, buffers
 
 

@@ -13,6 +13,7 @@ from zfast.errors import ConfigError
 
 _PREFIX = "zfast-"
 _LOCK_NAME = "owner.lock"
+_SOCKET_NAME = "hub.sock"
 
 
 class RuntimeFolder:
@@ -41,7 +42,7 @@ class RuntimeFolder:
     @property
     def endpoint(self) -> str:
         """The hub's endpoint in this folder."""
-        return f"ipc://{self.path}/hub.sock"
+        return f"ipc://{self.path}/{_SOCKET_NAME}"
 
     def remove(self) -> None:
         """Remove the folder and give up the lock. A second call does nothing."""
@@ -49,6 +50,20 @@ class RuntimeFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def hub_sockets() -> list[Path]:
+    """The sockets of this user's hubs on this host, the newest last."""
+    found: list[tuple[float, Path]] = []
+    for folder in _root().glob(f"{_PREFIX}[0-9]*-*"):
+        path = folder / _SOCKET_NAME
+        try:
+            info = path.lstat()
+        except OSError:
+            continue
+        if info.st_uid == os.getuid():
+            found.append((info.st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def _root() -> Path:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
+from collections.abc import Callable
 
-import zmq
-
-from zfast.errors import WorkerStartError
+from zfast.errors import WorkerDiedError, WorkerStartError
 from zfast.runner.dispatcher import Dispatcher
-from zfast.runner.hub_socket import HubSocket
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
-from zfast.runner.protocol import Stop
-from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.remote_hosts import RemoteHosts
+from zfast.runner.worker_handle import WorkerHandle
 from zfast.runner.worker_process import WorkerProcess
 
 logger = logging.getLogger("zfast.runner")
@@ -31,31 +29,39 @@ MAX_PAUSE_S = 10.0
 class Staffing:
     """Sees to it that there are workers for the jobs. Threads: the hub's only.
 
+    Args:
+        remote: Workers of other hosts, which nobody here starts; None where they may not join.
+        open_sockets: Called when the first worker was started: from here on there is one to remove
+            them if this process dies.
+
     Attributes:
         broken: Why no worker can be had, once that is clear; jobs end with it.
     """
 
     def __init__(
         self,
+        policy: Policy,
         pool: WorkerPool,
         dispatcher: Dispatcher,
-        socket: HubSocket,
         desk: LeaseDesk,
-        folder: RuntimeFolder,
-        segment_socket: Path,
-        poller: zmq.Poller,
+        remote: RemoteHosts | None,
+        open_sockets: Callable[[], None],
     ) -> None:
+        self._policy = policy
         self._pool = pool
         self._dispatcher = dispatcher
-        self._socket = socket
         self._desk = desk
-        self._folder = folder
-        self._segment_socket = segment_socket
-        self._poller = poller
+        self._remote = remote
+        self._open_sockets = open_sockets
         self._failures = 0
         self._was_useful = False
         self._start_again_at = 0.0
         self.broken: WorkerStartError | None = None
+
+    @property
+    def workers(self) -> list[WorkerHandle]:
+        """Those that live, wherever."""
+        return [*self._pool, *(self._remote or ())]
 
     @property
     def next_start(self) -> float:
@@ -73,26 +79,29 @@ class Staffing:
         n_jobs = self._dispatcher.n_jobs
         if self.broken:
             return
-        if closing and (not n_jobs or any(worker.available for worker in self._pool)):
+        if closing and (not n_jobs or any(worker.available for worker in self.workers)):
             return
-        n_missing = self._pool.resize(n_jobs)
+        if closing and not self._policy.max_workers and not any(self.workers):
+            self._dispatcher.fail_queued(
+                WorkerDiedError("the last worker that could run the task again is gone")
+            )
+        # What workers of other hosts can run needs none here.
+        n_missing = self._pool.resize(max(0, n_jobs - sum(w.available for w in self._remote or ())))
         if time.monotonic() < self._start_again_at:
             return
         try:
             for _ in range(n_missing):
                 worker = self._pool.start_worker()
                 self._desk.admit(worker.routing_id, worker.process.pid)
-                # Bound only now: from here on there is a worker to remove the socket if we die.
-                if not self._socket.is_bound:
-                    self._socket.bind(self._folder.endpoint)
-                    self._desk.open(self._segment_socket, self._poller)
+                self._open_sockets()
         except OSError as error:  # zmq.ZMQError is not one, and is the hub's failure
             self._failed(f"cannot start a worker process: {error.strerror}")
 
     def stop_leaving(self, *, closing: bool) -> None:
         """Tell workers to stop that shall and have nothing to do."""
         stop_all = closing and not self._dispatcher.n_jobs
-        for worker in self._pool:
+        # At the end, those of other hosts are told farewell.
+        for worker in self._pool if stop_all else self.workers:
             if stop_all and not worker.ready:
                 worker.kill()
             elif (
@@ -101,17 +110,16 @@ class Staffing:
                 and worker.stop_by == float("inf")
                 and not self._dispatcher.is_busy(worker)
             ):
-                self._pool.stopping(worker)
-                self._socket.send(worker.routing_id, Stop())
+                worker.stop()
 
     def mourn(self, worker: WorkerProcess, *, closing: bool) -> None:
         """A worker is dead: see to its jobs, and to whether others would fare better."""
         was_expected = closing or worker.stop_by < float("inf") or worker.verdict is not None
-        has_begun = worker.slate.begun > 0
+        has_begun = worker.begun > 0
         self._dispatcher.mourn(worker)
         if has_begun or was_expected:
             return
-        words = worker.last_words.text()
+        words = worker.words
         self._failed(
             f"{self._failures + 1} worker processes in a row ended before they were ready for a "
             f"job; the last {worker.cause_of_death}"
@@ -127,7 +135,7 @@ class Staffing:
         if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
             return
         error = WorkerStartError(message, hint=hint)
-        if any(worker.available for worker in self._pool):
+        if any(worker.available for worker in self.workers):
             logger.warning("%s; the other workers go on", error)
             return
         self.broken = error

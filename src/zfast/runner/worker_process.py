@@ -8,17 +8,20 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.last_words import LastWords, StandardErrors
 from zfast.runner.oom import n_oom_kills
 from zfast.runner.slate import Slate
 from zfast.runner.vitals import Vitals
+from zfast.runner.worker_handle import WorkerHandle
 
-#: A worker that was told to stop, and has nothing to do, is killed after so long.
-STOP_GRACE_S = 5.0
+#: Sends a message to the worker of a routing id.
+Transmit = Callable[[bytes, ControlMessage, Buffers], None]
 
 # Set first of all, so that neither a module named like one of ours in the working folder nor a
 # relative entry can come before what the driver imports.
@@ -41,6 +44,8 @@ class WorkerConfig:
         sys_path: The driver's module search path.
         beat_s: How often a worker's I/O thread shows that it lives.
         initializer: A file with a pickled ``(function, arguments)`` to call first; None for none.
+        argv: The driver's command line.
+        main_file: The driver's main module; None if it is no file.
     """
 
     endpoint: str
@@ -51,42 +56,47 @@ class WorkerConfig:
     sys_path: Sequence[str]
     beat_s: float
     initializer: str | None
+    argv: Sequence[str]
+    main_file: str | None
+
+
+def main_file() -> str | None:
+    """The file of this process's main module, if it is one."""
+    return getattr(sys.modules.get("__main__"), "__file__", None)
 
 
 @dataclass(eq=False)
-class WorkerProcess:
-    """A worker and how it fares. Threads: the hub's only.
+class WorkerProcess(WorkerHandle):
+    """A process that this one started. Threads: the hub's only.
 
     Attributes:
+        transmit: How messages reach it.
         pidfd: Readable once it is dead; None where the system has none.
         lifeline: A pipe whose other end is held by the worker and by every process that it forked.
         slate: What it notes about itself.
-        ready: It has said so: its imports are done.
-        leaving: It gets no more jobs, and is stopped when it has none.
-        stop_by: When it is killed, having been told to stop; by the monotonic clock.
-        last_used: When it was last given a job or had one done, by the monotonic clock.
-        blobs: Digests of those that it has.
         verdict: Why the hub killed it; None if the hub did not.
     """
 
-    routing_id: bytes
+    transmit: Transmit
     process: subprocess.Popen[bytes]
     pidfd: int | None
     lifeline: int
     slate: Slate
     vitals: Vitals
     last_words: LastWords
-    last_used: float
     oom_kills_before: int | None = None
-    ready: bool = False
-    leaving: bool = False
-    stop_by: float = float("inf")
-    blobs: set[bytes] = field(default_factory=set)
     verdict: str | None = None
+
+    is_local: ClassVar[bool] = True
 
     @classmethod
     def start(
-        cls, config: WorkerConfig, routing_id: bytes, errors: StandardErrors, now: float
+        cls,
+        config: WorkerConfig,
+        routing_id: bytes,
+        transmit: Transmit,
+        errors: StandardErrors,
+        now: float,
     ) -> WorkerProcess:
         """Start a worker; it says Ready when its imports are done.
 
@@ -108,10 +118,10 @@ class WorkerProcess:
             "slate": slate_fd,
             "beat_s": config.beat_s,
             "initializer": config.initializer,
-            "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
+            "main_file": config.main_file,
         }
         code = _BOOTSTRAP.format(
-            sys_path=list(config.sys_path), argv=sys.argv, config=json.dumps(worker)
+            sys_path=list(config.sys_path), argv=list(config.argv), config=json.dumps(worker)
         )
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         try:
@@ -135,15 +145,40 @@ class WorkerProcess:
             os.close(slate_fd)
         return cls(
             routing_id,
+            now,
+            transmit,
             process,
             os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None,
             lifeline,
             slate,
             Vitals(process.pid, lambda: slate.beats),
             errors.take_in(errors_end),
-            last_used=now,
             oom_kills_before=n_oom_kills(),
         )
+
+    def send(self, message: ControlMessage, buffers: Buffers = ()) -> None:
+        """Send it a message over the hub's socket."""
+        self.transmit(self.routing_id, message, buffers)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"the worker process {self.pid}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    @property
+    def begun(self) -> int:
+        """The serial of the last job that it has begun, from its slate."""
+        return self.slate.begun
+
+    @property
+    def words(self) -> str:
+        """The last lines of its standard error."""
+        return self.last_words.text()
 
     @property
     def available(self) -> bool:

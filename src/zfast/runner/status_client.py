@@ -1,0 +1,77 @@
+"""Asking hubs how they are."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import zmq
+
+from zfast import _core
+from zfast.context import process_context
+from zfast.errors import ProtocolError, RecvTimeoutError, WorkerError
+from zfast.runner.hub_line import HubAddress
+from zfast.runner.remote_protocol import REMOTE_MESSAGES, AskStatus, Refuse, Status
+from zfast.runner.runtime_folder import hub_sockets
+from zfast.runner.status import HubStatus
+from zfast.transport.connection_monitor import ConnectionMonitor
+
+
+def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
+    """Ask one hub.
+
+    Raises:
+        RecvTimeoutError: It does not answer.
+        HandshakeError: It refuses our key, or is not who we trust.
+        WorkerError: Our key may not look at it.
+    """
+    asker = process_context().socket(zmq.DEALER)
+    asker.linger = 0
+    connection = ConnectionMonitor(asker)
+    try:
+        address.connect(asker)
+        _core.send_message(asker, *REMOTE_MESSAGES.encode(AskStatus()))
+        until = time.monotonic() + timeout_s
+        poller = zmq.Poller()
+        poller.register(asker, zmq.POLLIN)
+        poller.register(connection.socket, zmq.POLLIN)
+        while (left_s := until - time.monotonic()) > 0:
+            poller.poll(left_s * 1000)
+            connection.read()
+            address.check(connection)
+            received = _core.recv(asker)
+            if received is not None:
+                return _read(address, received)
+        raise RecvTimeoutError(
+            f"nothing at {address.url} answered in {timeout_s:g} s",
+            hint="has a flow run with this endpoint submitted a task by now?",
+        )
+    finally:
+        connection.close()
+        asker.close(linger=0)
+
+
+def ask_all(timeout_s: float = 2.0) -> list[HubStatus]:
+    """Ask every hub of this user on this host that has a worker; those that answer."""
+    found = []
+    for path in hub_sockets():
+        try:
+            found.append(ask_status(HubAddress(f"ipc://{path}"), timeout_s))
+        except RecvTimeoutError:
+            continue  # it has ended just now, or its folder was left behind
+    return found
+
+
+def _read(address: HubAddress, received: _core.Message | _core.Batch) -> HubStatus:
+    if isinstance(received, _core.Batch):
+        raise ProtocolError(f"a batch from {address.url}, not a hub's status")
+    message = REMOTE_MESSAGES.decode(received.kind, received.body)
+    if isinstance(message, Refuse):
+        raise WorkerError(
+            f"{address.url} does not tell us: {message.reason}",
+            hint="a key with the role Viewer may look: 'zfast keys authorize KEY.pub --role Viewer'",
+        )
+    if not isinstance(message, Status) or not received.buffers:
+        raise ProtocolError(f"{type(message).__name__} from {address.url}, not its status")
+    return msgspec.json.decode(received.buffers[0], type=HubStatus)
+

@@ -1,0 +1,354 @@
+"""Workers of other hosts: real processes that join over loopback tcp, with CURVE keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hub_jobs import Jobs, hang_once, settled, simple, wait_for_file
+from tcp_proxy import Proxy
+from zfast.errors import ConfigError, TransportError, WorkerDiedError
+from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
+from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.security.server_security import ServerSecurity
+
+TESTS = Path(__file__).parent
+
+
+ZFAST = [sys.executable, "-c", "import sys; from zfast.cli import main; sys.exit(main())"]
+
+
+def zfast(*arguments):
+    """Run a command of zfast to its end."""
+    return subprocess.run(
+        [*ZFAST, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def key_folder(tmp_path_factory):
+    """Keys of a server, of a worker, of a viewer, and of a stranger, made by the command line."""
+    path = tmp_path_factory.mktemp("remote") / "keys"
+    before, os.environ["ZFAST_KEYS"] = os.environ.get("ZFAST_KEYS"), str(path)
+    try:
+        assert zfast("keys", "new", "server").returncode == 0
+        for name, role in (("worker-1", "Worker"), ("viewer", "Viewer"), ("stranger", None)):
+            assert zfast("keys", "new", "client", "--name", name).returncode == 0
+            if role:
+                public = str(path / "default" / f"{name}.pub")
+                done = zfast("keys", "authorize", public, "--role", role)
+                assert done.returncode == 0, done.stderr
+        yield path
+    finally:
+        del os.environ["ZFAST_KEYS"]
+        if before is not None:
+            os.environ["ZFAST_KEYS"] = before
+
+
+@pytest.fixture
+def security(key_folder):
+    made = ServerSecurity.load()
+    yield made
+    made.close()
+
+
+class Foremen:
+    """Processes of ``zfast worker``; they are ended with the test."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self.processes = []
+
+    def start(self, endpoint, *options, workers=1, key="worker-1"):
+        log = self._folder / f"foreman-{len(self.processes)}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*ZFAST, "worker", endpoint, "--workers", str(workers), "--key", key, *options],
+                env={**os.environ, "PYTHONPATH": str(TESTS)},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        process.log = log
+        self.processes.append(process)
+        return process
+
+    def end(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def foremen(tmp_path):
+    made = Foremen(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def start_remote(runtime_root, notes, monkeypatch, security, foremen):
+    """Starts hubs that other hosts may join."""
+    monkeypatch.syspath_prepend(str(TESTS))
+    hubs = []
+
+    def start(max_workers=0, url="tcp://127.0.0.1:*", **policy):
+        hub = Hub(
+            Policy(max_workers, **policy),
+            executor="hub_executor:FunctionExecutor",
+            environment={"ZFAST_TEST": "yes"},
+            on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
+            remote=RemoteEndpoint(url, security),
+            versions={"zfast": "0.1.0"},
+        )
+        hubs.append(hub)
+        return Jobs(hub)
+
+    yield start
+    for hub in hubs:
+        hub.close()
+    # A foreman takes its folder away when its flow run is over.
+    settled(lambda: not list(runtime_root.iterdir()))
+
+
+def joined(jobs, n=1):
+    """The workers of other hosts, once so many are ready."""
+
+    def ready():
+        found = [worker for worker in jobs.hub._remote if worker.available]
+        return found if len(found) == n else None
+
+    return settled(ready, 30)
+
+
+def test_a_job_runs_on_another_host_with_its_notes_and_environment(start_remote, foremen, notes):
+    jobs = start_remote()
+    foremen.start(jobs.hub.endpoint)
+
+    def work(argument, notify):
+        for i in range(3):
+            notify("topic", str(i).encode())
+        return os.getppid(), os.environ["ZFAST_TEST"], argument
+
+    parent, variable, argument = jobs.run(work, {"a": bytes(100_000)})
+    assert parent == foremen.processes[0].pid
+    assert (variable, argument) == ("yes", {"a": bytes(100_000)})
+    assert notes == [("topic", b"0"), ("topic", b"1"), ("topic", b"2")]
+
+
+def test_large_values_go_in_chunks_both_ways_and_on_to_a_local_worker(start_remote, foremen):
+    jobs = start_remote(max_workers=1)
+    foremen.start(jobs.hub.endpoint)
+    joined(jobs)
+    array = np.arange(3_000_000)  # 24 MB: more than the window
+    outcomes = [jobs.submit(lambda a, _: (os.getppid(), a * 2), array) for _ in range(3)]
+    results = [jobs.value(outcome) for outcome in outcomes]
+    assert all(np.array_equal(result, array * 2) for _, result in results)
+    assert {parent for parent, _ in results} == {os.getpid(), foremen.processes[0].pid}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_run_again(
+    start_remote, foremen, journal
+):
+    jobs = start_remote()
+    foremen.start(jobs.hub.endpoint)
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    os.kill(journal.wait_for("k", "begin"), signal.SIGKILL)
+    assert jobs.value(outcome) == 2
+
+
+def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start_remote, foremen):
+    jobs = start_remote(max_worker_deaths=2)
+    foremen.start(jobs.hub.endpoint)
+
+    def die(*_):
+        sys.stderr.write("last words\n")
+        sys.stderr.flush()
+        os._exit(7)
+
+    with pytest.raises(WorkerDiedError, match=r"status 7.*(?s:.*)last words"):
+        jobs.run(die)
+
+
+@pytest.fixture
+def network():
+    """Makes networks that can be cut, in front of an endpoint."""
+    proxies = []
+
+    def make(endpoint):
+        proxies.append(Proxy(endpoint))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+def test_cuts_in_the_middle_of_messages_cost_no_attempt(start_remote, foremen, journal, network):
+    jobs = start_remote()
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    joined(jobs)
+    array = np.arange(1_000_000)
+
+    def work(argument, _):
+        journal, key, array = argument
+        journal.note(key, "begin")
+        return array + 1
+
+    outcomes = [jobs.submit(work, (journal, f"k{i}", array)) for i in range(4)]
+    for n in range(4):
+        journal.wait_for(f"k{n}", "begin")
+        proxy.cut_after(1_000_000)
+    for outcome in outcomes:
+        assert np.array_equal(jobs.value(outcome), array + 1)
+    assert proxy.n_connections > 1
+    for n in range(4):
+        assert [attempt for *_, attempt, _ in journal.lines(f"k{n}", "begin")] == [1]
+
+
+def test_a_partition_that_heals_within_the_lease_costs_no_attempt(
+    start_remote, foremen, journal, tmp_path, network
+):
+    jobs = start_remote(lease_s=30.0)
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    gate = tmp_path / "gate"
+    outcome = jobs.submit(wait_for_file, (journal, "k", gate))
+    journal.wait_for("k", "begin")
+    proxy.swallows = True
+    gate.touch()
+    journal.wait_for("k", "end")
+    proxy.cut()
+    proxy.swallows = False
+    assert jobs.value(outcome) == "k"
+    assert len(journal.lines("k", "begin")) == 1
+
+
+def test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off(
+    start_remote, foremen, journal, tmp_path
+):
+    jobs = start_remote(lease_s=1.0)
+    first = foremen.start(jobs.hub.endpoint)
+    gate = tmp_path / "gate"
+    outcome = jobs.submit(wait_for_file, (journal, "k", gate))
+    journal.wait_for("k", "begin")
+    first.send_signal(signal.SIGSTOP)  # its worker goes on, and nobody hears of it
+    foremen.start(jobs.hub.endpoint)
+    journal.wait_for("k", "begin", 2)
+    gate.touch()
+    assert jobs.value(outcome) == "k"
+    first.send_signal(signal.SIGCONT)
+    joined(jobs, 2)  # it has joined anew
+    assert sorted(attempt for *_, attempt, _ in journal.lines("k", "begin")) == [1, 2]
+    assert jobs.run(simple, (journal, "after", 0)) == "after"
+
+
+def test_a_host_that_dies_has_its_jobs_run_elsewhere(start_remote, foremen, journal):
+    jobs = start_remote(lease_s=1.0)
+    first = foremen.start(jobs.hub.endpoint)
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    worker = journal.wait_for("k", "begin")
+    first.kill()
+    foremen.start(jobs.hub.endpoint)
+    assert jobs.value(outcome) == 2
+    settled(lambda: gone(worker))  # it has ended with its foreman
+
+
+def gone(pid):
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+
+
+def test_a_drained_host_finishes_what_runs_and_leaves(start_remote, foremen, journal, tmp_path):
+    jobs = start_remote()
+    foreman = foremen.start(jobs.hub.endpoint)
+    gate = tmp_path / "gate"
+    outcome = jobs.submit(wait_for_file, (journal, "k", gate))
+    journal.wait_for("k", "begin")
+    foreman.terminate()
+    settled(lambda: not any(worker.available for worker in jobs.hub._remote))
+    gate.touch()
+    assert jobs.value(outcome) == "k"
+    assert foreman.wait(30) == 0
+    assert [attempt for *_, attempt, _ in journal.lines("k", "begin")] == [1]
+
+
+def test_one_foreman_serves_one_flow_run_after_another(start_remote, foremen):
+    first = start_remote()
+    endpoint = first.hub.endpoint
+    foreman = foremen.start(endpoint)
+    assert first.run(lambda *_: os.getppid()) == foreman.pid
+    first.hub.close()
+    second = start_remote(url=endpoint)
+    assert second.run(lambda *_: os.getppid()) == foreman.pid
+
+
+def test_a_stranger_is_refused_and_told_what_to_do(start_remote, foremen):
+    jobs = start_remote()
+    stranger = foremen.start(jobs.hub.endpoint, key="stranger")
+    assert stranger.wait(30) == 1
+    told = stranger.log.read_text()
+    assert "refused our key" in told
+    assert "zfast keys authorize" in told
+    watcher = foremen.start(jobs.hub.endpoint, key="viewer")  # may look, may not work
+    assert watcher.wait(30) == 1
+    assert "may not do that" in watcher.log.read_text()
+    assert list(jobs.hub._remote) == []
+
+
+def test_another_version_is_refused_by_name(start_remote, foremen):
+    jobs = start_remote()
+    jobs.hub._remote._welcome.versions["cloudpickle"] = "0.1"
+    foreman = foremen.start(jobs.hub.endpoint)
+    assert foreman.wait(30) == 1
+    assert "cloudpickle" in foreman.log.read_text()
+
+
+def test_an_endpoint_without_keys_or_in_use_is_refused(start_remote, security):
+    def open_hub(url, security):
+        Hub(
+            Policy(1),
+            executor="hub_executor:FunctionExecutor",
+            environment={},
+            on_note=lambda *_: None,
+            remote=RemoteEndpoint(url, security),
+        )
+
+    with pytest.raises(ConfigError, match="zfast keys new server"):
+        open_hub("tcp://0.0.0.0:*", None)
+    taken = start_remote().hub.endpoint
+    with pytest.raises(TransportError, match="port"):
+        open_hub(taken, security)
+
+
+def test_status_shows_workers_jobs_and_queue(start_remote, foremen, journal, tmp_path):
+    jobs = start_remote()
+    foremen.start(jobs.hub.endpoint)
+    gate = tmp_path / "gate"
+    outcomes = [jobs.submit(wait_for_file, (journal, key, gate)) for key in ("a", "b")]
+    journal.wait_for("a", "begin")
+    done = zfast("status", jobs.hub.endpoint, "--key", "viewer", "--json")
+    assert done.returncode == 0, done.stderr
+    (hub,) = json.loads(done.stdout)
+    (worker,) = hub["workers"]
+    assert (worker["state"], hub["running"], hub["queued"]) == ("busy", 1, 1)
+    assert "busy" in zfast("status", jobs.hub.endpoint, "--key", "viewer").stdout
+    assert zfast("status", jobs.hub.endpoint, "--key", "worker-1").returncode == 1
+    gate.touch()
+    assert [jobs.value(outcome) for outcome in outcomes] == ["a", "b"]
