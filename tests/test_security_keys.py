@@ -21,17 +21,17 @@ from security_peers import Peer, serving
 from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
+from zfast.security.held_secrets import SECRET_VARIABLES
 from zfast.security.key_files import read_public_key
 from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
-from zfast.security.settings import SECRET_VARIABLES
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFolder:
     monkeypatch.setenv("ZFAST_KEYS", str(tmp_path / "keys"))
-    monkeypatch.setattr("zfast.security.settings._taken", {})
+    monkeypatch.setattr("zfast.security.held_secrets._taken", {})
     return KeyFolder(tmp_path / "keys")
 
 
@@ -192,6 +192,52 @@ def test_a_name_that_would_be_a_path_or_a_rule_is_refused(folder, name):
         folder.new(name, "server")
     with pytest.raises(ConfigError, match="is no name for"):
         folder.authorize(KeyPair.generate().public, name, None, None)
+
+
+# ---- what a key calls itself -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside", 'x"\\npublic = "y', "a" * 43, "", "/tmp/x", "x\\u0000y"]
+)
+def test_a_file_of_somebody_elses_may_call_itself_anything(folder, tmp_path, name):
+    folder.new("prod", "server")
+    key = KeyPair.generate().public
+    path = tmp_path / "brought.pub"
+    path.write_text(f'name = "{name}"\npublic = "{key.z85}"\n')
+    path.chmod(0o644)
+    before = set(tmp_path.rglob("*"))
+    assert zfast("keys", "authorize", str(path), "--role", "Worker").returncode == 1
+    assert zfast("keys", "revoke", str(path)).returncode == 0
+    assert list(folder.revoked()) == [key.z85]
+    added = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert {path.parent.name for path in added} <= {"revoked", "keys"}
+
+
+def test_a_key_that_is_called_like_another_ones_fingerprint_has_not_its_role():
+    owner, evil = KeyPair.generate("owner"), KeyPair.generate()
+    named = PublicKey(evil.public.z85, owner.public.fingerprint)
+    access = ServerSecurity.from_keys(
+        KeyPair.generate(), [(owner.public, Role.OWNER), (named, Role.VIEWER)]
+    ).access
+    assert [identity.role for identity in access.identities(evil.public.z85)] == [Role.VIEWER]
+    assert [identity.role for identity in access.identities(owner.public.z85)] == [Role.OWNER]
+
+
+def test_a_name_that_an_earlier_rule_gives_another_role_is_not_authorized(folder):
+    folder.new("prod", "server")
+    (folder.path / "policy.toml").write_text(
+        '[[rule]]\nkey = "admin-*"\nrole = "Owner"\nenvironments = ["prod"]\n'
+    )
+    key = KeyPair.generate("admin-9").public
+    with pytest.raises(ConfigError, match="an earlier rule decides on admin-9"):
+        folder.authorize(key, "admin-9", Role.VIEWER, "prod")
+    assert folder.authorized() == {}
+    assert "Viewer" not in (folder.path / "policy.toml").read_text()
+    folder.authorize(key, "guest-9", Role.VIEWER, "prod")
+    # A role cannot be changed by a rule that is never reached either.
+    with pytest.raises(ConfigError, match="an earlier rule"):
+        folder.authorize(key, "guest-9", Role.OWNER, "prod")
 
 
 def test_a_revoked_key_is_no_longer_authorized_and_cannot_be_again(folder):

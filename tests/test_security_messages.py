@@ -82,11 +82,12 @@ def test_a_stream_that_has_begun_ends_with_its_key(uncut):
     security = ServerSecurity.from_keys(SERVER, CLIENTS)
     with Channel.bind("tcp://127.0.0.1:*", security=security) as rx:
         tx = connect(rx, DEVELOPER)
-        sender = threading.Thread(target=lambda: pytest.raises(ZfastError, send))
 
         def send():
-            tx.send(np.zeros(8_000_000), timeout=3)
+            with pytest.raises(ZfastError):
+                tx.send(np.zeros(8_000_000), timeout=3)
 
+        sender = threading.Thread(target=send)
         sender.start()
         deadline_s = time.monotonic() + 20
         while not any(peer.incoming.active for peer in rx._link.peers.values()):

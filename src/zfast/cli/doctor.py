@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 
+from zfast.cli.key_options import Environment, Folder, Json, settings_of
 from zfast.errors import ConfigError
 
 #: Problems were found.
@@ -17,11 +15,9 @@ _PROBLEMS = 3
 
 def doctor(
     *endpoints: str,
-    environment: Annotated[
-        str | None, Parameter(name=["--environment", "-e"], show_default=False)
-    ] = None,
-    folder: Annotated[Path | None, Parameter(show_default=False)] = None,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
 ) -> int:
     """Show what is wrong on this machine, what is slow, and what to do.
 
@@ -38,20 +34,15 @@ def doctor(
     json
         Print JSON and nothing else.
     """
+    settings = settings_of(folder, environment)
     try:
         from zfast.diagnosis.examination import examine
-        from zfast.security.settings import load_settings
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the doctor needs {error.name}", hint="pip install 'zfast[security,cli]'"
         ) from error
     from zfast.diagnosis.finding import Level
 
-    settings = load_settings()
-    if environment is not None:
-        settings = settings.model_copy(update={"environment": environment})
-    if folder is not None:
-        settings = settings.model_copy(update={"keys": folder})
     found = []
     signs = {Level.OK: "✓", Level.NOTE: "·", Level.SLOW: "~", Level.PROBLEM: "✗"}
     for finding in examine(settings, endpoints):

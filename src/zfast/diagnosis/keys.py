@@ -10,11 +10,12 @@ from typing import TypeVar
 from zfast.diagnosis.finding import Finding, Level
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import fingerprint
+from zfast.security.held_secrets import SECRET_VARIABLES, taken_secret
 from zfast.security.key_files import OwnKey, read_pair
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import KeyFacts, Policy, read_policy
 from zfast.security.private_files import check_private_folder
-from zfast.security.settings import SECRET_VARIABLES, SecuritySettings, taken_secret
+from zfast.security.settings import SecuritySettings
 from zfast.security.sources import load_client_pair, mounted_keys
 
 _CHECK = "keys"

@@ -34,7 +34,10 @@ def check_token(settings: SecuritySettings) -> Iterator[Finding]:
         yield Finding(_CHECK, Level.PROBLEM, error.message, error.hint or "")
     except (jwt.PyJWTError, KeyError, TypeError, ValueError):
         yield Finding(
-            _CHECK, Level.PROBLEM, f"{path} holds no token (JWT) with an end", "see ZFAST_TOKEN_FILE"
+            _CHECK,
+            Level.PROBLEM,
+            f"{path} holds no token (JWT) with an end",
+            "see ZFAST_TOKEN_FILE",
         )
     else:
         if left_s <= 0:
@@ -49,4 +52,6 @@ def check_token(settings: SecuritySettings) -> Iterator[Finding]:
                 _CHECK, Level.NOTE, f"the token in {path} ends in {left_s:.0f} s", "renew it"
             )
         else:
-            yield Finding(_CHECK, Level.OK, f"the token in {path} is good for {left_s / 60:.0f} min")
+            yield Finding(
+                _CHECK, Level.OK, f"the token in {path} is good for {left_s / 60:.0f} min"
+            )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
+from zfast.security.held_secrets import taken_secret
 from zfast.security.key_files import read_public_key
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
@@ -18,7 +19,7 @@ from zfast.security.private_files import (
     read_private_file,
     read_protected_file,
 )
-from zfast.security.settings import SecuritySettings, taken_secret
+from zfast.security.settings import SecuritySettings
 
 
 @dataclass(frozen=True)
