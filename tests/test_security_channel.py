@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -292,3 +293,44 @@ def test_another_user_does_not_come_in_over_ipc(tmp_path, monkeypatch):
         os.chown(path, 65534, 65534)
         with pytest.raises(TransportError, match="belongs to user 65534"):
             Channel.connect(f"ipc://{path}")
+
+
+_IMPOSTOR = """
+import os, socket, sys
+os.setuid(65534)
+address = sys.argv[1]
+s = socket.socket(socket.AF_UNIX)
+s.bind("\\0" + address[1:] if address[0] == "@" else address)
+if address[0] != "@":
+    os.chmod(address, 0o777)
+s.listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_nobody_connects_to_a_socket_that_another_user_put_there_first(kind):
+    """As in /tmp: who waits for a server there would unpickle what the first comer sends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        address = f"@zfast-{os.urandom(8).hex()}" if kind == "abstract" else f"{folder}/s.sock"
+        with pytest.raises(TransportError, match="another user could"):
+            Channel.connect(f"ipc://{address}")
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", _IMPOSTOR, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as impostor:
+            assert impostor.stdout.readline() == "listens\n"
+            with pytest.raises(TransportError, match="belongs to user 65534"):
+                Channel.connect(f"ipc://{address}")
+            impostor.stdin.close()
+        if kind == "path":
+            os.unlink(address)
+        with Channel.bind(f"ipc://{address}") as rx, Channel.connect(f"ipc://{address}") as tx:
+            tx.send(1, timeout=20)
+            assert rx.recv(timeout=20) == 1

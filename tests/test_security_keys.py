@@ -198,7 +198,7 @@ def test_a_name_that_would_be_a_path_or_a_rule_is_refused(folder, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../outside", 'x"\\npublic = "y', "a" * 43, "", "/tmp/x", "x\\u0000y"]
+    "name", ["../../outside", 'x\\"\\npublic = \\"y', "a" * 43, "", "/tmp/x", "x\\u0000y"]
 )
 def test_a_file_of_somebody_elses_may_call_itself_anything(folder, tmp_path, name):
     folder.new("prod", "server")

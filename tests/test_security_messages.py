@@ -114,6 +114,9 @@ class Folder:
         forever = ((SERVER, float("inf")),)
         return ServerState(forever, names, frozenset(), Policy(rules=self.rules))
 
+    def load_revoked(self) -> frozenset[str]:
+        return frozenset()
+
     def signature(self) -> tuple[object, ...]:
         return (self.version,)
 

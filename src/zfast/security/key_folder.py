@@ -18,7 +18,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zfast.errors import ConfigError
@@ -100,6 +100,12 @@ class KeyFolder:
     def revoked(self) -> dict[str, str]:
         """The keys that may not come in, by their Z85: each name with its fingerprint's start."""
         return self._public_keys(self.path / _REVOKED)
+
+    def readable_revoked(self) -> Iterator[str]:
+        """Each revoked key whose file is whole; others are passed over."""
+        for path in sorted((self.path / _REVOKED).glob("*.pub")):
+            with suppress(ConfigError):
+                yield read_public_key(path).z85
 
     def trusted(self, environment: str) -> dict[str, str]:
         """Names of the servers that clients connect to, by their Z85."""
@@ -196,8 +202,9 @@ class KeyFolder:
             write_public_file(path, public_text(PublicKey(key.z85, name)))
             # The one is there before the other is gone: there is no moment in between.
             for known in (self.path / _AUTHORIZED).glob("*.pub"):
-                if read_public_key(known).z85 == key.z85:
-                    known.unlink()
+                with suppress(ConfigError):  # one that is broken lets nobody in
+                    if read_public_key(known).z85 == key.z85:
+                        known.unlink()
             return path
 
     def find(self, what: str) -> PublicKey:

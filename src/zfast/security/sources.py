@@ -51,6 +51,9 @@ class ServerSource(Protocol):
     def load(self) -> ServerState:
         """The state now. Raises ConfigError."""
 
+    def load_revoked(self) -> frozenset[str]:
+        """The revoked keys that can be read, whatever else is broken."""
+
     def signature(self) -> tuple[object, ...]:
         """Differs when ``load`` would."""
 
@@ -64,6 +67,10 @@ class FixedSource:
     def load(self) -> ServerState:
         """The state."""
         return self._state
+
+    def load_revoked(self) -> frozenset[str]:
+        """Those of the state."""
+        return self._state.revoked
 
     def signature(self) -> tuple[object, ...]:
         """Always the same."""
@@ -100,6 +107,10 @@ class SettingsSource:
             frozenset(self._folder.revoked()),
             read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
         )
+
+    def load_revoked(self) -> frozenset[str]:
+        """From each file of a revoked key that is whole."""
+        return frozenset(self._folder.readable_revoked())
 
     def signature(self) -> tuple[object, ...]:
         """Of every file that ``load`` reads."""

@@ -15,7 +15,7 @@ from zfast.security.client_security import ClientSecurity, not_trusted, refused
 from zfast.security.door import Door
 from zfast.security.roles import Verb
 from zfast.security.routing_ids import RoutingIds
-from zfast.security.same_user import admit_only_this_user, check_same_user
+from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
 from zfast.security.server_security import ServerSecurity
 from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.link_options import LinkOptions
@@ -108,7 +108,7 @@ class Port:
         self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def _guard_connecting(self, endpoint: Endpoint, options: LinkOptions) -> None:
-        check_same_user(endpoint)
+        connect_only_to_this_user(self.socket, endpoint)
         if endpoint.scheme == "tcp" and isinstance(options.security, ClientSecurity):
             self._trust = options.security
             self._trust.guard(self.socket, self.endpoint)
