@@ -68,7 +68,11 @@ class Proxy:
             if self.swallows:
                 near.close()
                 return
-            far = socket.create_connection(self._target)
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                return
             self._peers[near], self._peers[far] = far, near
             self.n_connections += 1
         elif ready in self._peers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,15 @@ import pytest
 
 from hub_jobs import Jobs, hang_once, settled, simple, wait_for_file
 from tcp_proxy import Proxy
-from zfast.errors import ConfigError, TransportError, WorkerDiedError
+from zfast.errors import ConfigError, TransportError, WorkerDiedError, WorkerError
 from zfast.runner.hub import Hub
+from zfast.runner.hub_line import HubAddress
 from zfast.runner.policy import Policy
 from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.runner.status_client import ask_status
+from zfast.security.client_security import ClientSecurity
+from zfast.security.key_folder import KeyFolder
+from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
 
 TESTS = Path(__file__).parent
@@ -39,17 +45,16 @@ def zfast(*arguments):
 
 @pytest.fixture(scope="module")
 def key_folder(tmp_path_factory):
-    """Keys of a server, of a worker, of a viewer, and of a stranger, made by the command line."""
+    """Keys of a server, of a worker, of a viewer, and of a stranger."""
     path = tmp_path_factory.mktemp("remote") / "keys"
     before, os.environ["ZFAST_KEYS"] = os.environ.get("ZFAST_KEYS"), str(path)
     try:
-        assert zfast("keys", "new", "server").returncode == 0
-        for name, role in (("worker-1", "Worker"), ("viewer", "Viewer"), ("stranger", None)):
-            assert zfast("keys", "new", "client", "--name", name).returncode == 0
-            if role:
-                public = str(path / "default" / f"{name}.pub")
-                done = zfast("keys", "authorize", public, "--role", role)
-                assert done.returncode == 0, done.stderr
+        folder = KeyFolder(path)
+        folder.new("default", "server")
+        for name, role in (("worker-1", Role.WORKER), ("viewer", Role.VIEWER), ("stranger", None)):
+            pair = folder.new("default", name).pair
+            if role is not None:
+                folder.authorize(pair.public, name, role, "default")
         yield path
     finally:
         del os.environ["ZFAST_KEYS"]
@@ -100,7 +105,21 @@ def foremen(tmp_path):
 
 
 @pytest.fixture
-def start_remote(runtime_root, notes, monkeypatch, security, foremen):
+def network():
+    """Makes networks that can be cut, in front of an endpoint."""
+    proxies = []
+
+    def make(endpoint):
+        proxies.append(Proxy(endpoint))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def start_remote(runtime_root, notes, monkeypatch, security, foremen, network):
     """Starts hubs that other hosts may join."""
     monkeypatch.syspath_prepend(str(TESTS))
     hubs = []
@@ -122,6 +141,13 @@ def start_remote(runtime_root, notes, monkeypatch, security, foremen):
         hub.close()
     # A foreman takes its folder away when its flow run is over.
     settled(lambda: not list(runtime_root.iterdir()))
+
+
+def gone(pid):
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
 
 
 def joined(jobs, n=1):
@@ -160,9 +186,7 @@ def test_large_values_go_in_chunks_both_ways_and_on_to_a_local_worker(start_remo
     assert {parent for parent, _ in results} == {os.getpid(), foremen.processes[0].pid}
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_job_run_again(
-    start_remote, foremen, journal
-):
+def test_a_worker_that_is_killed_is_replaced_and_its_job_run_again(start_remote, foremen, journal):
     jobs = start_remote()
     foremen.start(jobs.hub.endpoint)
     outcome = jobs.submit(hang_once, (journal, "k"))
@@ -181,20 +205,6 @@ def test_a_job_that_kills_its_workers_is_given_up_with_the_cause(start_remote, f
 
     with pytest.raises(WorkerDiedError, match=r"status 7.*(?s:.*)last words"):
         jobs.run(die)
-
-
-@pytest.fixture
-def network():
-    """Makes networks that can be cut, in front of an endpoint."""
-    proxies = []
-
-    def make(endpoint):
-        proxies.append(Proxy(endpoint))
-        return proxies[-1]
-
-    yield make
-    for proxy in proxies:
-        proxy.close()
 
 
 def test_cuts_in_the_middle_of_messages_cost_no_attempt(start_remote, foremen, journal, network):
@@ -266,13 +276,6 @@ def test_a_host_that_dies_has_its_jobs_run_elsewhere(start_remote, foremen, jour
     foremen.start(jobs.hub.endpoint)
     assert jobs.value(outcome) == 2
     settled(lambda: gone(worker))  # it has ended with its foreman
-
-
-def gone(pid):
-    try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
 
 
 def test_a_drained_host_finishes_what_runs_and_leaves(start_remote, foremen, journal, tmp_path):
@@ -348,7 +351,104 @@ def test_status_shows_workers_jobs_and_queue(start_remote, foremen, journal, tmp
     (hub,) = json.loads(done.stdout)
     (worker,) = hub["workers"]
     assert (worker["state"], hub["running"], hub["queued"]) == ("busy", 1, 1)
-    assert "busy" in zfast("status", jobs.hub.endpoint, "--key", "viewer").stdout
-    assert zfast("status", jobs.hub.endpoint, "--key", "worker-1").returncode == 1
+    with pytest.raises(WorkerError, match="may not do that"):
+        ask_status(HubAddress(jobs.hub.endpoint, ClientSecurity.load(name="worker-1")))
     gate.touch()
     assert [jobs.value(outcome) for outcome in outcomes] == ["a", "b"]
+
+
+def test_a_flow_runs_on_another_host_and_its_logs_arrive_once(
+    prefect_api, security, foremen, key_folder
+):
+    from prefect import flow, get_run_logger, tags, task
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.context import FlowRunContext
+
+    from zfast import ZfastTaskRunner
+
+    runner = ZfastTaskRunner(0, endpoint=f"tcp://127.0.0.1:{free_port()}", security=security)
+
+    @task(retries=1, retry_delay_seconds=0)
+    def add(a, b):
+        from prefect.runtime import task_run
+
+        get_run_logger().info("adding %s", a)
+        if a == 2 and task_run.run_count == 1:
+            raise ValueError("once")
+        return a + b, os.getppid(), set(task_run.tags)
+
+    @task
+    async def total(items):
+        return sum(item[0] for item in items)
+
+    @flow(task_runner=runner)
+    def work():
+        with tags("remote"):
+            added = add.map([1, 2, 3], b=10)
+        result = total.submit(added).result()
+        return result, [future.result() for future in added], FlowRunContext.get().flow_run.id
+
+    foremen.start(runner._remote.url)
+    result, added, flow_run_id = work()
+    assert result == 36
+    assert {parent for _, parent, _ in added} == {foremen.processes[0].pid}
+    assert all(names == {"remote"} for *_, names in added)
+    with get_client(sync_client=True) as client:
+
+        def logged():
+            logs = client.read_logs(
+                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), limit=200
+            )
+            found = sorted(log.message for log in logs if log.message.startswith("adding"))
+            return found if len(found) >= 4 else None
+
+        assert settled(logged) == ["adding 1", "adding 2", "adding 2", "adding 3"]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_workers_end_soon_after_their_driver_was_killed(foremen, key_folder, tmp_path):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path / "worker")],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with driver:
+        foremen.start(driver.stdout.readline().strip())
+        settled(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text(), 30)
+        driver.kill()
+    settled(lambda: gone(int((tmp_path / "worker").read_text())), 15)
+
+
+DRIVER = """
+import os, sys, time
+from pathlib import Path
+from hub_jobs import Jobs
+from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
+from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.security.key_folder import KeyFolder
+from zfast.security.roles import Role
+from zfast.security.server_security import ServerSecurity
+
+def work(path, _):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+jobs = Jobs(
+    Hub(
+        Policy(0),
+        executor="hub_executor:FunctionExecutor",
+        environment={},
+        on_note=lambda *_: None,
+        remote=RemoteEndpoint("tcp://127.0.0.1:*", ServerSecurity.load()),
+    )
+)
+print(jobs.hub.endpoint, flush=True)
+jobs.run(work, sys.argv[1])
+"""

@@ -89,7 +89,7 @@ def _serialize_context() -> dict[str, Any]:
 
 
 def shared_versions() -> dict[str, str]:
-    """Versions that another host must have too, for it is sent pickled code and Prefect's states."""
+    """Versions that another host must have too: it is sent pickled code, and Prefect's states."""
     versions = {name: installed_version(name) for name in SHARED_PACKAGES}
     return {name: version for name, version in versions.items() if version is not None}
 

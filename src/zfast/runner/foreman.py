@@ -46,7 +46,7 @@ class Foreman:
         os.set_blocking(self._wake_sender, False)
 
     def leave(self) -> None:
-        """Finish what runs, then end; the second time, end at once. Also from a signal's handler."""
+        """Finish what runs, then end; at once, the second time. A signal's handler may call it."""
         self._leaving += 1
         try:
             os.write(self._wake_sender, b"\0")
@@ -128,7 +128,7 @@ class Foreman:
                 pass
 
     def _wait(self, poller: zmq.Poller, until: float) -> None:
-        poller.poll(max(0.0, until - time.monotonic()) * 1000 + 1)
+        poller.poll(int(max(0.0, until - time.monotonic()) * 1000) + 1)
         try:
             os.read(self._wake_receiver, 4096)
         except BlockingIOError:

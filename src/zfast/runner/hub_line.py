@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import zmq
 
 from zfast import _core
-from zfast.addresses import parse_endpoint
+from zfast.addresses import is_served, parse_endpoint
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerError
 from zfast.runner.control import ControlMessage
@@ -43,6 +43,9 @@ HEARTBEAT_MS = 5000
 PAUSE_S = 0.1
 #: What was said and not answered in so long is said again, on a new connection.
 ANSWER_S = 10.0
+#: A hub that was joined is given up when nobody listens there, asked so often in a row.
+MAX_DESERTED = 3
+ASK_AGAIN_S = 1.0
 #: Hub and foreman hear of each other so often at least.
 BEAT_S = 2.5
 
@@ -75,6 +78,19 @@ class HubAddress:
             self.security.guard(opened, self.url)
         opened.reconnect_ivl, opened.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
         opened.connect(self.url)
+
+    def is_deserted(self) -> bool:
+        """Whether the hub's host says that nobody listens there."""
+        host, _, port = self.url.removeprefix("tcp://").rpartition(":")
+        if not self.url.startswith("tcp:"):
+            return not is_served(parse_endpoint(self.url))
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass  # a network that is down says nothing about the hub
+        return False
 
     def check(self, connection: ConnectionMonitor) -> None:
         """See that the hub lets us in, and is who we trust.
@@ -110,6 +126,8 @@ class HubLine:
         self._resumed = False
         self._heard = self._asked = time.monotonic()
         self._next_beat = 0.0
+        self._n_deserted = 0
+        self._next_look = 0.0
         self._open()
 
     @property
@@ -166,12 +184,20 @@ class HubLine:
         waits = self._connection.connected and (self.welcome is None or not self._resumed)
         if not self._connection.connected:
             self._asked = now
+            self._look_for_hub(now)
         # The last words of a connection that has ended are still there.
         yield from self._drain(now)
-        if not self.over and (
-            self._connection.lost or (waits and now - self._asked > ANSWER_S)
-        ):
+        if not self.over and (self._connection.lost or (waits and now - self._asked > ANSWER_S)):
             self._begin_again()
+
+    def _look_for_hub(self, now: float) -> None:
+        if self.welcome is None or now < self._next_look:
+            return
+        self._next_look = now + ASK_AGAIN_S
+        self._n_deserted = self._n_deserted + 1 if self._address.is_deserted() else 0
+        if self._n_deserted >= MAX_DESERTED:
+            logger.warning("nobody listens at %s any more: the hub is given up", self._address.url)
+            self.over = True
 
     def _drain(self, now: float) -> Iterator[tuple[ControlMessage, list[memoryview]]]:
         while not self.over:
@@ -209,12 +235,15 @@ class HubLine:
         """Send what there is to send, and show that we live."""
         now = time.monotonic()
         session = self.session
-        if self.over or self.welcome is None or not self._resumed:
+        if self.over or self.welcome is None:
             self._next_beat = now + BEAT_S
             return
         if now - self._heard > self.welcome.lease_s:
             logger.warning("the hub was silent for %g s: it is given up", self.welcome.lease_s)
             self.over = True
+        if not self._resumed or not self._connection.connected:
+            self._next_beat = now + min(ASK_AGAIN_S, self.welcome.lease_s / 16)
+            return
         if now >= self._next_beat or session.told != session.received:
             self._next_beat = now + min(BEAT_S, self.welcome.lease_s / 16)
             session.told = session.received

@@ -297,4 +297,3 @@ class RemoteHosts:
                 "tasks wait, and no host has joined: start workers with 'zfast worker %s'",
                 self.endpoint,
             )
-

@@ -71,9 +71,7 @@ class RemoteSocket:
         self._file: SocketFile | None = None
         try:
             if endpoint.scheme == "tcp" and remote.security is not None:
-                self._door = remote.security.guard(
-                    self._socket, verbs=REMOTE_VERBS, on_change=wake
-                )
+                self._door = remote.security.guard(self._socket, verbs=REMOTE_VERBS, on_change=wake)
                 self.endpoint = self._door.bind(str(endpoint))
             else:
                 self._socket.heartbeat_ivl = HEARTBEAT_MS

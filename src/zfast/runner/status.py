@@ -69,10 +69,10 @@ def describe_worker(worker: WorkerHandle, dispatcher: Dispatcher) -> WorkerStatu
         RunningJob(held.job.job_id.hex(), held.attempt, now - held.since)
         for held in dispatcher.held_by(worker)
     ]
-    is_process = isinstance(worker, WorkerProcess)
+    vitals = worker.vitals if isinstance(worker, WorkerProcess) else None
     if isinstance(worker, RemoteWorker) and worker.host.is_silent:
         state = "silent"
-    elif is_process and worker.vitals.is_stopped:
+    elif vitals is not None and vitals.is_stopped:
         state = "stopped"
     elif worker.leaving:
         state = "leaving"
@@ -85,7 +85,7 @@ def describe_worker(worker: WorkerHandle, dispatcher: Dispatcher) -> WorkerStatu
         host=worker.host.name if isinstance(worker, RemoteWorker) else "",
         state=state,
         jobs=jobs,
-        private_nbytes=(worker.vitals.private_nbytes or None) if is_process else None,
+        private_nbytes=(vitals.private_nbytes or None) if vitals is not None else None,
     )
 
 

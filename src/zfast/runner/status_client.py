@@ -36,7 +36,7 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
         poller.register(asker, zmq.POLLIN)
         poller.register(connection.socket, zmq.POLLIN)
         while (left_s := until - time.monotonic()) > 0:
-            poller.poll(left_s * 1000)
+            poller.poll(int(left_s * 1000) + 1)
             connection.read()
             address.check(connection)
             received = _core.recv(asker)
@@ -69,9 +69,8 @@ def _read(address: HubAddress, received: _core.Message | _core.Batch) -> HubStat
     if isinstance(message, Refuse):
         raise WorkerError(
             f"{address.url} does not tell us: {message.reason}",
-            hint="a key with the role Viewer may look: 'zfast keys authorize KEY.pub --role Viewer'",
+            hint="a Viewer's key may look: 'zfast keys authorize KEY.pub --role Viewer'",
         )
     if not isinstance(message, Status) or not received.buffers:
         raise ProtocolError(f"{type(message).__name__} from {address.url}, not its status")
     return msgspec.json.decode(received.buffers[0], type=HubStatus)
-
