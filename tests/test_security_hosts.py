@@ -154,7 +154,7 @@ if __name__ == "__main__":
         time.sleep(0.05)
         return number * number
     hub = Hub(
-        Policy(0),
+        Policy(0, lease_s=3),  # so long a host may be away before its jobs run elsewhere
         executor="hub_executor:FunctionExecutor",
         environment={},
         on_note=lambda *_: None,
@@ -168,7 +168,7 @@ if __name__ == "__main__":
     hub.close()
 """
 _WORKER = "import sys; from zfast.cli import main; sys.exit(main())"
-N_JOBS = 150
+N_JOBS = 100
 
 
 def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(folder, tmp_path, monkeypatch):
