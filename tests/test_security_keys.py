@@ -256,6 +256,8 @@ def test_after_a_rotation_both_pairs_are_there_until_the_old_one_retires(folder)
     public = [own.pair.public.z85 for own in folder.own_keys("prod", "server")]
     assert public == [new.pair.public.z85, old.pair.public.z85]
     assert read_public_key(folder.path / "prod" / "server.pub").z85 == public[0]
+    with pytest.raises(ConfigError, match="the key before is still served"):
+        folder.rotate("prod", "server", 60)
     newest = folder.rotate("prod", "server", 0)
     assert [own.pair.public.z85 for own in folder.own_keys("prod", "server")] == [
         newest.pair.public.z85

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,14 +60,14 @@ def _look_at_mounted(settings: SecuritySettings) -> Iterator[Finding]:
     )
     server = settings.server_secret_key_file
     if client is not None:
-        yield from _try(lambda: load_client_pair(settings, "client"))[1]
+        yield from _try(partial(load_client_pair, settings, "client"))[1]
     if server is not None:
         as_client = settings.model_copy(update={"client_secret_key_file": server})
-        yield from _try(lambda: load_client_pair(as_client, "server"))[1]
+        yield from _try(partial(load_client_pair, as_client, "server"))[1]
     if folder is not None:
-        yield from _try(lambda: mounted_keys(folder))[1]
+        yield from _try(partial(mounted_keys, folder))[1]
     if policy is not None:
-        yield from _try(lambda: read_policy(policy))[1]
+        yield from _try(partial(read_policy, policy))[1]
         if not policy.exists():
             yield Finding(
                 _CHECK, Level.PROBLEM, f"there is no policy {policy}: nobody has a role",
@@ -75,29 +76,26 @@ def _look_at_mounted(settings: SecuritySettings) -> Iterator[Finding]:
 
 
 def _look_at_folder(folder: KeyFolder, settings: SecuritySettings) -> Iterator[Finding]:
-    _, wrong = _try(lambda: check_private_folder(folder.path))
-    yield from wrong
-    own, revoked = [], {}
+    yield from _try(partial(check_private_folder, folder.path))[1]
+    own: list[OwnKey] = []
     for path in sorted(folder.path.glob("*/*.key")):
-        pair, wrong = _try(lambda path=path: _read_own(path))  # type: ignore[misc]
+        pair, wrong = _try(partial(_read_own, path))
         yield from wrong
         if pair is not None:
             own.append(pair)
-    found = {}
-    for name, read in {"authorized": folder.authorized, "revoked": folder.revoked}.items():
-        keys, wrong = _try(read)
-        yield from wrong
-        found[name] = keys or {}
-    revoked = found["revoked"]
     for environment in sorted({pair.environment for pair in own}):
-        yield from _try(lambda environment=environment: folder.trusted(environment))[1]  # type: ignore[misc]
+        yield from _try(partial(folder.trusted, environment))[1]
+    authorized, wrong = _try(folder.authorized)
+    yield from wrong
+    revoked, wrong = _try(folder.revoked)
+    yield from wrong
     policy, wrong = _try(folder.policy)
     yield from wrong
     for pair in own:
-        yield from _look_at_own(pair, revoked)
+        yield from _look_at_own(pair, revoked or {})
     if policy is not None:
         environments = {settings.environment, *(pair.environment for pair in own)}
-        yield from _look_at_roles(found["authorized"], policy, environments)
+        yield from _look_at_roles(authorized or {}, policy, environments)
 
 
 def _read_own(path: Path) -> OwnKey:

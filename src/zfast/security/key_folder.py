@@ -150,9 +150,21 @@ class KeyFolder:
             return self._write_new(folder, name)
 
     def rotate(self, environment: str, name: str, grace_s: float) -> OwnKey:
-        """Put a new pair in a pair's place; the old one stays valid for ``grace_s`` seconds."""
+        """Put a new pair in a pair's place; the old one stays valid for ``grace_s`` seconds.
+
+        Raises:
+            ConfigError: A server's key is in its grace window still, which this would end, and
+                ``grace_s`` is not 0: clients that have not heard of the last rotation would be
+                locked out.
+        """
         with self._changing():
-            old = self.own_keys(environment, name)[0]
+            old, *older = self.own_keys(environment, name)
+            if older and name == "server" and grace_s > 0:
+                raise ConfigError(
+                    f"{environment}/{name} was rotated a while ago: the key before is still served",
+                    hint="wait until it retires ('zfast keys list'), or end both at once with "
+                    "--grace-hours 0",
+                )
             folder = self._environment(environment)
             write_pair(folder / f"{name}.{_PREVIOUS}.key", old.pair, time.time() + grace_s)
             return self._write_new(folder, name)
