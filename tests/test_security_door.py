@@ -328,7 +328,7 @@ def test_a_revocation_counts_though_another_file_is_broken(tmp_path, monkeypatch
             assert peer.ask(b"claim") == [b"yes", b"client"]
             for name in ("authorized", "revoked"):
                 (folder.path / name).mkdir(exist_ok=True, mode=0o700)
-                (folder.path / name / "broken.pub").write_text("no key")
+                (folder.path / name / "broken.pub").write_bytes(b"\xff no key")
             folder.revoke(pair.public, "client")
             records.wait_for("key revoked")
             assert peer.wait_for(zmq.EVENT_DISCONNECTED)

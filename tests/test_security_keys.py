@@ -182,8 +182,19 @@ def test_a_public_key_that_is_not_that_of_the_secret_is_refused(folder):
     path = folder.path / "prod" / "server.key"
     other = KeyPair.generate().public.z85
     path.write_text(path.read_text().replace(own.pair.public.z85, other))
-    with pytest.raises(ConfigError, match="is not that of its secret key"):
+    with pytest.raises(ConfigError, match="is not that of its secret key") as caught:
         folder.own_keys("prod", "server")
+    # As tools show it that collect the variables of every frame.
+    whole = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert own.pair.secret.reveal().decode() not in "".join(whole.format())
+
+
+def test_a_public_key_in_no_known_text_is_an_error_like_any_other(folder):
+    folder.new("prod", "server")
+    (folder.path / "authorized").mkdir(mode=0o700)
+    (folder.path / "authorized" / "x.pub").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"x\.pub holds no public key"):
+        ServerSecurity.load("prod")
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb", 'a"b', "x" * 65])

@@ -73,7 +73,7 @@ def read_public_key(path: Path) -> PublicKey:
     try:
         file = msgspec.toml.decode(read_protected_file(path), type=_PublicFile)
         return PublicKey(file.public, file.name)
-    except (msgspec.DecodeError, ConfigError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
         if isinstance(error, ConfigError) and "Z85" not in str(error):
             raise
         raise ConfigError(f"{path} holds no public key of zfast: {error}") from error
@@ -85,17 +85,24 @@ def read_pair(environment: str, name: str, path: Path) -> OwnKey:
     Raises:
         ConfigError: It is none, or is open to others.
     """
-    data = read_private_file(path)
+    data: bytes | None = read_private_file(path)
+    file: _SecretFile | None = None
+    pair: KeyPair | None = None
+    retires, belongs = 0.0, False
     try:
         file = msgspec.toml.decode(data, type=_SecretFile)
         pair = KeyPair(PublicKey(file.public, file.name), SecretKey(file.secret))
         belongs = KeyPair.from_secret(file.secret).public.z85 == file.public
-    except (msgspec.DecodeError, ConfigError):
-        # Not "from": the cause may quote the file.
-        raise ConfigError(f"{path} holds no key pair of zfast") from None
+        retires = file.retires
+    except (msgspec.DecodeError, UnicodeDecodeError, ConfigError):
+        pass  # and not the cause of an error: it may quote the file
+    # Gone before one is raised: there are tools that show the variables of its frames.
+    data = file = None
+    if pair is None:
+        raise ConfigError(f"{path} holds no key pair of zfast")
     if not belongs:
         raise ConfigError(f"the public key in {path} is not that of its secret key")
-    return OwnKey(environment, name, pair, file.retires or None)
+    return OwnKey(environment, name, pair, retires or None)
 
 
 def write_pair(path: Path, pair: KeyPair, retires: float | None) -> None:

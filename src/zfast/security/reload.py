@@ -56,7 +56,7 @@ class Reloader:
             self._signature = signature
             try:
                 state = self._source.load()
-            except ZfastError:
+            except Exception:
                 self._on_revoked(self._source.load_revoked())
                 raise
             self._on_state(state)

@@ -146,7 +146,7 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
     """
     texts = settings.server_public_keys.split(",")
     if settings.server_public_keys_file is not None:
-        texts += read_protected_file(settings.server_public_keys_file).decode().splitlines()
+        texts += _text(settings.server_public_keys_file).splitlines()
     keys = [PublicKey(text.strip()) for text in texts if text.strip()]
     folder = KeyFolder(settings.key_folder)
     if not keys:
@@ -180,6 +180,10 @@ def mounted_keys(folder: Path) -> dict[str, str]:
         read_public_key(path).z85: path.name.removesuffix(".pub")
         for path in sorted(folder.glob("*.pub"))
     }
+
+
+def _text(path: Path) -> str:
+    return read_protected_file(path).decode("ascii", "replace")
 
 
 def _file_signature(path: Path) -> tuple[object, ...]:
