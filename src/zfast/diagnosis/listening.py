@@ -63,14 +63,14 @@ def check_listening(servers: Iterable[PublicKey], *, takes_tokens: bool) -> Iter
 
 def listening_ports() -> list[tuple[int, str, int]]:
     """Process, address and port of each, without our own."""
-    found = {
-        (connection.pid, connection.laddr.ip, connection.laddr.port)
-        for connection in psutil.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and connection.pid is not None  # another user's
-        and connection.pid != os.getpid()
-        and _is_ours(connection.pid)
-    }
+    found = set()
+    for connection in psutil.net_connections(kind="tcp"):
+        address, pid = connection.laddr, connection.pid
+        # Without a process: another user's.
+        if connection.status != psutil.CONN_LISTEN or pid is None or not address:
+            continue
+        if pid != os.getpid() and _is_ours(pid):
+            found.add((pid, address.ip, address.port))
     return sorted(found)
 
 

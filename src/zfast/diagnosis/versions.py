@@ -37,7 +37,9 @@ def check_versions(distribution: str = "zfast") -> Iterator[Finding]:
         requirement = Requirement(text)
         marker = requirement.marker
         needed = marker is None or marker.evaluate()
-        if not needed and not any(marker.evaluate({"extra": extra}) for extra in extras):
+        if marker is not None and not any(
+            marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        ):
             continue
         try:
             installed = metadata.version(requirement.name)

@@ -85,7 +85,7 @@ def read_pair(environment: str, name: str, path: Path) -> OwnKey:
     Raises:
         ConfigError: It is none, or is open to others.
     """
-    data: bytes | None = read_private_file(path)
+    data = read_private_file(path)
     file: _SecretFile | None = None
     pair: KeyPair | None = None
     retires, belongs = 0.0, False
@@ -97,7 +97,8 @@ def read_pair(environment: str, name: str, path: Path) -> OwnKey:
     except (msgspec.DecodeError, UnicodeDecodeError, ConfigError):
         pass  # and not the cause of an error: it may quote the file
     # Gone before one is raised: there are tools that show the variables of its frames.
-    data = file = None
+    del data
+    file = None
     if pair is None:
         raise ConfigError(f"{path} holds no key pair of zfast")
     if not belongs:
