@@ -8,6 +8,7 @@
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
     python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
+    python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, beside honest clients
     python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
@@ -37,6 +38,7 @@ EXTRAS = {
     "soak-store": "test",
     "soak-runner": "test",
     "soak-events": "test",
+    "soak-security": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -72,6 +74,7 @@ def main(arguments: list[str]) -> int:
         "soak-store": soak_store,
         "soak-runner": soak_runner,
         "soak-events": soak_events,
+        "soak-security": soak_security,
     }[command]
     return run_command(rest)
 
@@ -150,6 +153,11 @@ def soak_runner(arguments: list[str]) -> int:
 def soak_events(arguments: list[str]) -> int:
     """Run the soak test of events."""
     return run(PYTHON, Path("tests") / "soak_events.py", *arguments)
+
+
+def soak_security(arguments: list[str]) -> int:
+    """Run the soak test of guarded sockets."""
+    return run(PYTHON, Path("tests") / "soak_security.py", *arguments)
 
 
 def prepare(extras: str) -> None:

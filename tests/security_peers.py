@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import random
+import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -185,3 +190,69 @@ class Records(logging.Handler):
         logger = logging.getLogger("zfast.security")
         logger.removeHandler(self)
         logger.setLevel(self._level)
+
+
+# ---- strangers ------------------------------------------------------------------------------
+
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01CURVE" + b"\0" * 15 + b"\0" + b"\0" * 31
+HELLO = b"".join(
+    [b"\x04\xc8\x05HELLO\x01\x00", b"\0" * 72, os.urandom(32), b"\0" * 7, b"\1", os.urandom(80)]
+)
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    """Some bytes changed, taken out or put in; and lengths that are none."""
+    mutated = bytearray(data)
+    for _ in range(rng.randrange(1, 8)):
+        kind, at = rng.randrange(4), rng.randrange(len(mutated))
+        if kind == 0:
+            mutated[at] = rng.randrange(256)
+        elif kind == 1:
+            del mutated[at : at + rng.randrange(1, 20)]
+        elif kind == 2:
+            mutated[at:at] = rng.randbytes(rng.randrange(1, 40))
+        else:
+            mutated[at : at + 8] = rng.choice([b"\xff" * 8, b"\0" * 8, struct.pack(">Q", 1 << 40)])
+        if not mutated:
+            mutated += b"\0"
+    return bytes(mutated)
+
+
+_ECHO_SERVER = """
+import sys
+from zfast import Channel
+from zfast.errors import RecvTimeoutError, ZfastError
+from zfast.security.curve_keys import PublicKey
+from zfast.security.roles import Role
+from zfast.security.server_security import ServerSecurity
+secret, public = sys.argv[1:]
+security = ServerSecurity.from_keys(secret, [(PublicKey(public, "dev"), Role.DEVELOPER)])
+with Channel.bind("tcp://127.0.0.1:*", security=security) as rx:
+    print(rx.endpoint, flush=True)
+    first = None
+    while True:
+        try:
+            value = rx.recv(timeout=3600)
+            first = first or rx.peers[0]
+            if value == "question":
+                rx.send("answer", to=first)
+        except ZfastError as error:
+            print(error, file=sys.stderr)
+"""
+
+
+@contextlib.contextmanager
+def echo_server(server: KeyPair, client: PublicKey) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, whose memory is its own too: it and its endpoint.
+
+    Its first peer may ask a "question"; from all others it takes what they say.
+    """
+    secret = server.secret.reveal().decode()
+    with subprocess.Popen(
+        [sys.executable, "-c", _ECHO_SERVER, secret, client.z85], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import zmq
 
-from security_peers import Peer, Records
+from security_peers import GREETING, HELLO, Peer, Records, mutate
 from zfast import Channel
 from zfast.context import process_context
 from zfast.errors import ChannelClosedError, HandshakeError, RecvTimeoutError, TransportError
@@ -131,28 +132,6 @@ def test_nothing_of_a_peer_without_key_or_role_is_unpickled(who, tmp_path, unpic
 
 # ---- frames that are not ours ----------------------------------------------------------------
 
-_GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01CURVE" + b"\0" * 15 + b"\0" + b"\0" * 31
-_HELLO = b"".join(
-    [b"\x04\xc8\x05HELLO\x01\x00", b"\0" * 72, os.urandom(32), b"\0" * 7, b"\1", os.urandom(80)]
-)
-
-
-def mutate(rng: random.Random, data: bytes) -> bytes:
-    mutated = bytearray(data)
-    for _ in range(rng.randrange(1, 8)):
-        kind, at = rng.randrange(4), rng.randrange(len(mutated))
-        if kind == 0:
-            mutated[at] = rng.randrange(256)
-        elif kind == 1:
-            del mutated[at : at + rng.randrange(1, 20)]
-        elif kind == 2:
-            mutated[at:at] = rng.randbytes(rng.randrange(1, 40))
-        else:
-            mutated[at : at + 8] = rng.choice([b"\xff" * 8, b"\0" * 8, struct.pack(">Q", 1 << 40)])
-        if not mutated:
-            mutated += b"\0"
-    return bytes(mutated)
-
 
 def test_mutated_handshakes_do_no_harm(unpickled):
     """Raw frames, as a stranger sends them: no crash, no hang, nothing unpickled, memory flat."""
@@ -169,8 +148,8 @@ def test_mutated_handshakes_do_no_harm(unpickled):
                 try:
                     # One a connection: libzmq ends it at the first that is wrong.
                     sent += 1
-                    stranger.sendall(_GREETING if rng.random() < 0.8 else mutate(rng, _GREETING))
-                    stranger.sendall(mutate(rng, _HELLO))
+                    stranger.sendall(GREETING if rng.random() < 0.8 else mutate(rng, GREETING))
+                    stranger.sendall(mutate(rng, HELLO))
                     stranger.shutdown(socket.SHUT_WR)
                     while stranger.recv(4096):
                         pass
@@ -245,7 +224,7 @@ def test_a_hundred_strangers_with_garbage_and_huge_frames_cost_little_memory(ser
         stranger.settimeout(5)
         strangers.append(stranger)
         try:
-            stranger.sendall(_GREETING)
+            stranger.sendall(GREETING)
             if number % 3 == 0:
                 stranger.sendall(os.urandom(4096))
             else:
@@ -314,3 +293,44 @@ def test_another_user_does_not_come_in_over_ipc(tmp_path, monkeypatch):
         os.chown(path, 65534, 65534)
         with pytest.raises(TransportError, match="belongs to user 65534"):
             Channel.connect(f"ipc://{path}")
+
+
+_IMPOSTOR = """
+import os, socket, sys
+os.setuid(65534)
+address = sys.argv[1]
+s = socket.socket(socket.AF_UNIX)
+s.bind("\\0" + address[1:] if address[0] == "@" else address)
+if address[0] != "@":
+    os.chmod(address, 0o777)
+s.listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_nobody_connects_to_a_socket_that_another_user_put_there_first(kind):
+    """As in /tmp: who waits for a server there would unpickle what the first comer sends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        address = f"@zfast-{os.urandom(8).hex()}" if kind == "abstract" else f"{folder}/s.sock"
+        with pytest.raises(TransportError, match="another user could"):
+            Channel.connect(f"ipc://{address}")
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", _IMPOSTOR, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as impostor:
+            assert impostor.stdout.readline() == "listens\n"
+            with pytest.raises(TransportError, match="belongs to user 65534"):
+                Channel.connect(f"ipc://{address}")
+            impostor.stdin.close()
+        if kind == "path":
+            os.unlink(address)
+        with Channel.bind(f"ipc://{address}") as rx, Channel.connect(f"ipc://{address}") as tx:
+            tx.send(1, timeout=20)
+            assert rx.recv(timeout=20) == 1

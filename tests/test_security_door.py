@@ -19,6 +19,7 @@ from zfast.security.audit import counters
 from zfast.security.client_security import ClientSecurity, find_server_key
 from zfast.security.curve_keys import KeyPair
 from zfast.security.gate import process_gate
+from zfast.security.key_folder import KeyFolder
 from zfast.security.limits import Limits
 from zfast.security.policy import Policy, Rule
 from zfast.security.roles import Role, Verb
@@ -56,6 +57,9 @@ class ChangingSource:
         return ServerState(
             tuple(self.pairs), self.authorized, self.revoked, Policy(rules=self.rules)
         )
+
+    def load_revoked(self):
+        return self.revoked
 
     def signature(self):
         return (self._version,)
@@ -299,6 +303,37 @@ def test_what_a_revoked_peer_says_before_the_cut_is_refused(monkeypatch):
         assert peer.ask(b"claim") == [b"yes", b"worker"]
         guard.revoke(WORKER.public)
         assert peer.ask(b"claim") == [b"no"]
+
+
+def test_what_was_revoked_here_stays_revoked_when_files_change():
+    source = ChangingSource([(SERVER, FOREVER)])
+    guard = ServerSecurity("default", source)
+    with serving(guard) as service:
+        guard.revoke(WORKER.public)
+        source.change()
+        guard.reload()
+        with Peer(service.endpoint, WORKER, SERVER.public) as peer:
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+
+
+def test_a_revocation_counts_though_another_file_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZFAST_KEYS", str(tmp_path / "keys"))
+    folder = KeyFolder(tmp_path / "keys")
+    folder.new("prod", "server")
+    pair = folder.new("prod", "client").pair
+    folder.authorize(pair.public, "client", Role.WORKER, "prod")
+    server = folder.own_keys("prod", "server")[0].pair.public
+    with Records() as records, serving(ServerSecurity.load("prod")) as service:
+        with Peer(service.endpoint, pair, server) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"client"]
+            for name in ("authorized", "revoked"):
+                (folder.path / name).mkdir(exist_ok=True, mode=0o700)
+                (folder.path / name / "broken.pub").write_bytes(b"\xff no key")
+            folder.revoke(pair.public, "client")
+            records.wait_for("key revoked")
+            assert peer.wait_for(zmq.EVENT_DISCONNECTED)
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        records.wait_for("reload failed", "not readable")
 
 
 def test_a_revoked_subscriber_is_cut_too():

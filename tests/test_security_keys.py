@@ -21,16 +21,17 @@ from security_peers import Peer, serving
 from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
-from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.held_secrets import SECRET_VARIABLES
+from zfast.security.key_files import read_public_key
+from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
-from zfast.security.settings import SECRET_VARIABLES
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFolder:
     monkeypatch.setenv("ZFAST_KEYS", str(tmp_path / "keys"))
-    monkeypatch.setattr("zfast.security.settings._taken", {})
+    monkeypatch.setattr("zfast.security.held_secrets._taken", {})
     return KeyFolder(tmp_path / "keys")
 
 
@@ -181,8 +182,19 @@ def test_a_public_key_that_is_not_that_of_the_secret_is_refused(folder):
     path = folder.path / "prod" / "server.key"
     other = KeyPair.generate().public.z85
     path.write_text(path.read_text().replace(own.pair.public.z85, other))
-    with pytest.raises(ConfigError, match="is not that of its secret key"):
+    with pytest.raises(ConfigError, match="is not that of its secret key") as caught:
         folder.own_keys("prod", "server")
+    # As tools show it that collect the variables of every frame.
+    whole = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert own.pair.secret.reveal().decode() not in "".join(whole.format())
+
+
+def test_a_public_key_in_no_known_text_is_an_error_like_any_other(folder):
+    folder.new("prod", "server")
+    (folder.path / "authorized").mkdir(mode=0o700)
+    (folder.path / "authorized" / "x.pub").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"x\.pub holds no public key"):
+        ServerSecurity.load("prod")
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb", 'a"b', "x" * 65])
@@ -191,6 +203,52 @@ def test_a_name_that_would_be_a_path_or_a_rule_is_refused(folder, name):
         folder.new(name, "server")
     with pytest.raises(ConfigError, match="is no name for"):
         folder.authorize(KeyPair.generate().public, name, None, None)
+
+
+# ---- what a key calls itself -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside", 'x\\"\\npublic = \\"y', "a" * 43, "", "/tmp/x", "x\\u0000y"]
+)
+def test_a_file_of_somebody_elses_may_call_itself_anything(folder, tmp_path, name):
+    folder.new("prod", "server")
+    key = KeyPair.generate().public
+    path = tmp_path / "brought.pub"
+    path.write_text(f'name = "{name}"\npublic = "{key.z85}"\n')
+    path.chmod(0o644)
+    before = set(tmp_path.rglob("*"))
+    assert zfast("keys", "authorize", str(path), "--role", "Worker").returncode == 1
+    assert zfast("keys", "revoke", str(path)).returncode == 0
+    assert list(folder.revoked()) == [key.z85]
+    added = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert {path.parent.name for path in added} <= {"revoked", "keys"}
+
+
+def test_a_key_that_is_called_like_another_ones_fingerprint_has_not_its_role():
+    owner, evil = KeyPair.generate("owner"), KeyPair.generate()
+    named = PublicKey(evil.public.z85, owner.public.fingerprint)
+    access = ServerSecurity.from_keys(
+        KeyPair.generate(), [(owner.public, Role.OWNER), (named, Role.VIEWER)]
+    ).access
+    assert [identity.role for identity in access.identities(evil.public.z85)] == [Role.VIEWER]
+    assert [identity.role for identity in access.identities(owner.public.z85)] == [Role.OWNER]
+
+
+def test_a_name_that_an_earlier_rule_gives_another_role_is_not_authorized(folder):
+    folder.new("prod", "server")
+    (folder.path / "policy.toml").write_text(
+        '[[rule]]\nkey = "admin-*"\nrole = "Owner"\nenvironments = ["prod"]\n'
+    )
+    key = KeyPair.generate("admin-9").public
+    with pytest.raises(ConfigError, match="an earlier rule decides on admin-9"):
+        folder.authorize(key, "admin-9", Role.VIEWER, "prod")
+    assert folder.authorized() == {}
+    assert "Viewer" not in (folder.path / "policy.toml").read_text()
+    folder.authorize(key, "guest-9", Role.VIEWER, "prod")
+    # A role cannot be changed by a rule that is never reached either.
+    with pytest.raises(ConfigError, match="an earlier rule"):
+        folder.authorize(key, "guest-9", Role.OWNER, "prod")
 
 
 def test_a_revoked_key_is_no_longer_authorized_and_cannot_be_again(folder):
@@ -209,6 +267,8 @@ def test_after_a_rotation_both_pairs_are_there_until_the_old_one_retires(folder)
     public = [own.pair.public.z85 for own in folder.own_keys("prod", "server")]
     assert public == [new.pair.public.z85, old.pair.public.z85]
     assert read_public_key(folder.path / "prod" / "server.pub").z85 == public[0]
+    with pytest.raises(ConfigError, match="the key before is still served"):
+        folder.rotate("prod", "server", 60)
     newest = folder.rotate("prod", "server", 0)
     assert [own.pair.public.z85 for own in folder.own_keys("prod", "server")] == [
         newest.pair.public.z85

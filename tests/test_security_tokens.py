@@ -320,6 +320,38 @@ def test_a_guest_that_brings_no_token_is_shown_out_and_guests_are_few(issuer):
                 assert second.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 
+def test_a_guest_does_not_multiply_nor_stay_by_coming_again(issuer):
+    guard = security_for(policy_for(issuer.url), guest_ms=1500)
+    with Records() as records, serving(guard, takes_tokens=True) as service:
+        with connect(service) as guest:
+            assert guest.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            came_s = time.monotonic()
+            with connect(service) as again:  # with the same key
+                records.wait_for("refused", "too many guests")
+                assert guest.wait_for(zmq.EVENT_DISCONNECTED)
+                assert time.monotonic() - came_s < 4
+                assert again.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+                # And a guest that has brought its token may have as many as it likes.
+                answer = again.ask(b"token", issuer.sign().encode())
+                assert answer == [b"yes", b"Developer"]
+                with connect(service) as third:
+                    assert third.ask(b"put") is not None
+
+
+@pytest.mark.parametrize("part", ["header", "payload"])
+def test_a_token_made_to_break_a_parser_is_one_that_is_refused(part, issuer):
+    deep = base64.urlsafe_b64encode(b"[" * 5000 + b"]" * 5000).rstrip(b"=").decode()
+    head, body, signature = issuer.sign().split(".")
+    token = f"{deep}.{body}.{signature}" if part == "header" else f"{head}.{deep}.{signature}"
+    guard = security_for(policy_for(issuer.url))
+    with Records() as records, serving(guard, takes_tokens=True) as service:
+        with connect(service) as peer:
+            answer = peer.ask(b"token", token.encode())
+            assert answer is not None
+            assert answer[0] == b"no"
+        assert not any(record.levelname == "ERROR" for record in records.records)
+
+
 def test_a_token_that_is_too_long_is_not_looked_at(issuer):
     guard = security_for(policy_for(issuer.url), token_nbytes=100)
     with serving(guard, takes_tokens=True) as service, connect(service) as peer:

@@ -193,7 +193,12 @@ class Departure:
 
 @overload
 def recv(
-    socket: zmq.Socket[Any], *, routed: bool = False, wait: bool = False, peers: None = None
+    socket: zmq.Socket[Any],
+    *,
+    routed: bool = False,
+    wait: bool = False,
+    peers: None = None,
+    admits: Callable[[bytes | None, str, int], bool] | None = None,
 ) -> Message | Batch | None: ...
 @overload
 def recv(
@@ -202,6 +207,7 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: dict[Any, Any],
+    admits: Callable[[bytes | None, str, int], bool] | None = None,
 ) -> Message | Batch | Landing | None: ...
 def poll(
     socket: zmq.Socket[Any],
@@ -246,6 +252,7 @@ class Lane:
         look: Callable[[], None],
         decode: Callable[[Message, bool], Any],
         acknowledge_later: Callable[[], None],
+        admits: Callable[[bytes | None, str, int], bool] | None = None,
     ) -> None: ...
     def send(self, value: object, timeout: float | None) -> bool: ...
     def recv(self, timeout: float | None, copy: bool = False) -> Any: ...

@@ -96,6 +96,7 @@ cdef extern from "_libzmq.h" nogil:
     size_t zf_zmq_msg_size(const zmq_msg_t *)
     int zf_zmq_msg_more(const zmq_msg_t *)
     int zf_zmq_msg_get(const zmq_msg_t *, int)
+    const char *zf_zmq_msg_gets(const zmq_msg_t *, const char *)
     int zf_zmq_poll(zmq_pollitem_t *, int, long)
     int zf_zmq_errno()
     const char *zf_zmq_strerror(int)
@@ -1792,7 +1793,9 @@ cdef int land(void *handle, zmq_msg_t *frame, Landing landing) except -1:
     return 0
 
 
-def recv(Socket socket not None, *, bint routed=False, bint wait=False, dict peers=None):
+def recv(
+    Socket socket not None, *, bint routed=False, bint wait=False, dict peers=None, admits=None
+):
     """Receive one message or batch, or chunks of one stream.
 
     Args:
@@ -1802,20 +1805,26 @@ def recv(Socket socket not None, *, bint routed=False, bint wait=False, dict pee
             that waits costs fewer system calls than ``poll`` and one that does not.
         peers: `Account` objects by routing id. Chunks without digest of streams that have a
             `Landing` there are copied to their place and counted, one after the other.
+        admits: Called for each message, before anything of it is looked at, with its routing id,
+            the ``User-Id`` that a ZAP handler gave its connection (else an empty string), and
+            that connection's descriptor (else -1). Unless it says True, the message is dropped.
 
     Returns:
         A ``Message`` or a ``Batch``, or None when nothing is there. A ``Landing`` when that
-        is whole, when its sender should be granted more, or when no more has come.
+        is whole, when its sender should be granted more, or when no more has come. What was
+        dropped counts as nothing: look again.
 
     Raises:
         ProtocolError: What came is not ours. The whole message was taken off the socket; its
             sender's routing id is the error's ``routing_id``.
         TransportError: libzmq failed; ``errno`` says why.
     """
-    return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT, peers)
+    return recv_any(handle_of(socket), routed, 0 if wait else ZMQ_DONTWAIT, peers, admits)
 
 
-cdef object recv_any(void *handle, bint routed, int flags, dict peers, Account likely=None):
+cdef object recv_any(
+    void *handle, bint routed, int flags, dict peers, object admits, Account likely=None
+):
     """See `recv`.
 
     Args:
@@ -1842,6 +1851,8 @@ cdef object recv_any(void *handle, bint routed, int flags, dict peers, Account l
                 flags = ZMQ_DONTWAIT  # a message comes whole
             if more and not recv_frame(handle, &received, flags):
                 return landed
+            if admits is not None and not may_come_in(handle, &received, routing_id, admits):
+                return landed
             if not more or peers is None or not begins_plain_chunk(&received):
                 return rest_of_message(handle, &received, more, routing_id)
             peer = peers.get(routing_id)
@@ -1867,6 +1878,25 @@ cdef object recv_any(void *handle, bint routed, int flags, dict peers, Account l
         raise
     finally:
         zf_zmq_msg_close(&received)
+
+
+cdef bint may_come_in(
+    void *handle, zmq_msg_t *received, bytes routing_id, object admits
+) except -1:
+    """Whether ``admits`` lets a message in; what is left of one that it does not is taken off."""
+    cdef const char *user_id = zf_zmq_msg_gets(received, b"User-Id")
+    cdef bint admitted = False
+    try:
+        admitted = admits(
+            routing_id,
+            "" if user_id is NULL else user_id.decode("ascii", "replace"),
+            zf_zmq_msg_get(received, ZMQ_SRCFD),
+        )
+    finally:
+        if not admitted:
+            while zf_zmq_msg_more(received) and recv_frame(handle, received, ZMQ_DONTWAIT):
+                pass
+    return admitted
 
 
 cdef object rest_of_message(void *handle, zmq_msg_t *received, bint any_frame, bytes routing_id):
@@ -2084,6 +2114,7 @@ cdef class Lane:
         value_kind, batch_kind: The messages that `recv` knows.
         look: Called before a message is sent when what is known of the peers is not fresh.
         decode: Called with a message and ``copy``: its value.
+        admits: As for `recv`.
         acknowledge_later: Called when a peer should be told soon of what was read, once until
             ``reminded`` is cleared.
     """
@@ -2091,7 +2122,7 @@ cdef class Lane:
     cdef Socket socket
     cdef bint routed
     cdef dict peers
-    cdef object queue, inbox, outbox, look, decode, acknowledge_later, dumps
+    cdef object queue, inbox, outbox, look, decode, acknowledge_later, admits, dumps
     cdef Turn turn
     cdef int value_kind, batch_kind
     cdef public bint reminded
@@ -2099,6 +2130,7 @@ cdef class Lane:
     def __init__(
         self, Socket socket not None, bint routed, dict peers not None, inbox, outbox,
         Turn turn not None, *, int value_kind, int batch_kind, look, decode, acknowledge_later,
+        admits=None,
     ):
         self.socket = socket
         self.routed = routed
@@ -2112,6 +2144,7 @@ cdef class Lane:
         self.look = look
         self.decode = decode
         self.acknowledge_later = acknowledge_later
+        self.admits = admits
         self.dumps = dumps
 
     cdef Account only_peer(self):
@@ -2197,7 +2230,9 @@ cdef class Lane:
             peer = self.only_peer()
             if peer is not None and not peer.gone and not peer.due():
                 flags = 0  # nobody need be told anything before a wait
-            content = recv_any(handle_of(self.socket), self.routed, flags, self.peers, peer)
+            content = recv_any(
+                handle_of(self.socket), self.routed, flags, self.peers, self.admits, peer
+            )
             if content is None:
                 return None
             if type(content) is Message:

@@ -33,6 +33,7 @@ typedef void(zf_free_fn)(void *data, void *hint);
   X(size_t, zmq_msg_size, (const zmq_msg_t *m), (m))                                          \
   X(int, zmq_msg_more, (const zmq_msg_t *m), (m))                                             \
   X(int, zmq_msg_get, (const zmq_msg_t *m, int property), (m, property))                      \
+  X(const char *, zmq_msg_gets, (const zmq_msg_t *m, const char *property), (m, property))    \
   X(int, zmq_poll, (zmq_pollitem_t * i, int n, long ms), (i, n, ms))                          \
   X(int, zmq_errno, (void), ())                                                               \
   X(const char *, zmq_strerror, (int e), (e))

@@ -47,6 +47,11 @@ app.command(
     help="See what a bearer token, or a key, is allowed.",
 )
 app.command(
+    "zfast.cli.doctor:doctor",
+    name="doctor",
+    help="Show what is wrong on this machine, what is slow, and what to do.",
+)
+app.command(
     "zfast.cli.watch:watch",
     name="watch",
     help="Show the states of runs as they happen.",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from zfast.cli.key_options import Environment, Folder, Json, open_keys
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zfast.security.key_folder import KeyFolder, OwnKey
+    from zfast.security.key_files import OwnKey
 
 app = App(
     name="keys",
@@ -23,9 +24,6 @@ app = App(
     result_action="return_value",
 )
 
-Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
-Folder = Annotated[Path | None, Parameter(show_default=False)]
-Json = Annotated[bool, Parameter(negative="", show_default=False)]
 RoleName = Literal["Viewer", "Runner", "Developer", "Owner", "Worker"]
 
 
@@ -54,7 +52,7 @@ def new(
     json
         Print JSON and nothing else.
     """
-    keys, environment = _open(folder, environment)
+    keys, environment = open_keys(folder, environment)
     own = keys.new(environment, name or kind)
     public = keys.path / environment / f"{own.name}.pub"
     if json:
@@ -84,7 +82,7 @@ def list_(*, folder: Folder = None, json: Json = False) -> None:
     """
     from zfast.security.curve_keys import fingerprint
 
-    keys, _ = _open(folder, None)
+    keys, _ = open_keys(folder, None)
     rows = [_describe(own) for own in keys.list_own()]
     environments = sorted({str(row["environment"]) for row in rows})
     groups = {
@@ -129,7 +127,7 @@ def show(
     json
         Print JSON and nothing else.
     """
-    keys, environment = _open(folder, environment)
+    keys, environment = open_keys(folder, environment)
     if (keys.path / environment / f"{what}.key").exists():
         public = keys.own_keys(environment, what)[0].pair.public
     else:
@@ -170,7 +168,7 @@ def authorize(
     """
     from zfast.security.roles import Role
 
-    keys, environment = _open(folder, environment)
+    keys, environment = open_keys(folder, environment)
     public = keys.find(key)
     name = name or public.name
     if not name:
@@ -208,9 +206,9 @@ def trust(
     json
         Print JSON and nothing else.
     """
-    from zfast.security.key_folder import read_public_key
+    from zfast.security.key_files import read_public_key
 
-    keys, environment = _open(folder, environment)
+    keys, environment = open_keys(folder, environment)
     public = read_public_key(file)
     path = keys.trust(environment, public, name or public.name or "server")
     if json:
@@ -245,7 +243,7 @@ def rotate(
     json
         Print JSON and nothing else.
     """
-    keys, environment = _open(folder, environment)
+    keys, environment = open_keys(folder, environment)
     old = keys.own_keys(environment, name)[0].pair.public
     own = keys.rotate(environment, name, grace_hours * 3600)
     if json:
@@ -275,26 +273,13 @@ def revoke(key: str, /, *, folder: Folder = None, json: Json = False) -> None:
     json
         Print JSON and nothing else.
     """
-    keys, _ = _open(folder, None)
+    keys, _ = open_keys(folder, None)
     public = keys.find(key)
     path = keys.revoke(public, public.name)
     if json:
         _print_json({"fingerprint": public.fingerprint, "file": str(path)})
     else:
         print(f"revoked {public.name or 'key'}: {public.fingerprint}")
-
-
-def _open(folder: Path | None, environment: str | None) -> tuple[KeyFolder, str]:
-    from zfast.security.key_folder import KeyFolder
-
-    try:
-        from zfast.security.settings import load_settings
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"keys need {error.name}", hint="pip install 'zfast[security]'"
-        ) from error
-    settings = load_settings()
-    return KeyFolder(folder or settings.key_folder), environment or settings.environment
 
 
 def _describe(own: OwnKey) -> dict[str, object]:

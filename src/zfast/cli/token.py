@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from zfast.cli.key_options import Environment, Folder, Json, settings_of
 from zfast.errors import AccessDeniedError, ConfigError
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ def check(
     /,
     *,
     key: str | None = None,
-    environment: Annotated[
-        str | None, Parameter(name=["--environment", "-e"], show_default=False)
-    ] = None,
-    folder: Annotated[Path | None, Parameter(show_default=False)] = None,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    environment: Environment = None,
+    folder: Folder = None,
+    json: Json = False,
 ) -> None:
     """Explain what the policy of this host decides, rule by rule.
 
@@ -55,11 +53,11 @@ def check(
     if (token is None) == (key is None):
         raise ConfigError("check one thing", hint="give a TOKEN (or -), or --key KEY")
 
-    from zfast.cli.keys import _open
-    from zfast.security.settings import load_settings
+    from zfast.security.key_folder import KeyFolder
 
-    keys, environment = _open(folder, environment)
-    policy_file = load_settings().policy_file
+    settings = settings_of(folder, environment)
+    keys, environment = KeyFolder(settings.key_folder), settings.environment
+    policy_file = settings.policy_file
     facts: KeyFacts | TokenFacts
     if key is not None:
         facts, about = _key_facts(keys, key)

@@ -224,7 +224,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         """
         if not self._started:
             raise RuntimeError(
-                "Task runner is not started: submit tasks in a flow, or in a with block of the runner"
+                "Task runner is not started: submit tasks in a flow, or in a with block of the "
+                "runner"
             )
         from prefect._internal.uuid7 import uuid7
 

@@ -19,6 +19,7 @@ from zfast.runner.oom import n_oom_kills
 from zfast.runner.slate import Slate
 from zfast.runner.vitals import Vitals
 from zfast.runner.worker_handle import WorkerHandle
+from zfast.security.held_secrets import without_secrets
 
 #: Sends a message to the worker of a routing id.
 Transmit = Callable[[bytes, ControlMessage, Buffers], None]
@@ -127,7 +128,11 @@ class WorkerProcess(WorkerHandle):
         try:
             process = subprocess.Popen(
                 [sys.executable, *warning_options, "-c", code],
-                env={**_terminal_environment(), **os.environ, **config.environment},
+                env={
+                    **_terminal_environment(),
+                    **without_secrets(os.environ),
+                    **config.environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stderr=worker_errors,
                 pass_fds=[worker_end, slate_fd],

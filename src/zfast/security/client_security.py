@@ -184,8 +184,8 @@ def not_trusted(endpoint: str, security: ClientSecurity) -> HandshakeError:
 
 
 def _token_source(settings: SecuritySettings) -> Callable[[], str] | None:
+    from zfast.security.held_secrets import taken_secret
     from zfast.security.private_files import read_private_file
-    from zfast.security.settings import taken_secret
 
     path = settings.token_file
     if path is not None:

@@ -139,7 +139,7 @@ class Connections:
     def settle(self, fd: int, key: str) -> None:
         """A message of this key came over this descriptor."""
         connection = self._open.get(fd)
-        if connection is not None and key in connection.keys:
+        if connection is not None and len(connection.keys) > 1 and key in connection.keys:
             connection.keys = {key}
 
     def half_open(self) -> list[Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from zfast.errors import ConfigError
 
 #: A key in Z85, the alphabet of ZeroMQ's tools.
 Z85_LENGTH = 40
+_FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class HasSecretValue(Protocol):
@@ -113,6 +115,11 @@ def fingerprint(key: str) -> str:
     x = _base64url(z85.decode(key.encode()))
     canonical = f'{{"crv":"X25519","kty":"OKP","x":"{x}"}}'
     return _base64url(hashlib.sha256(canonical.encode()).digest())
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether a text looks like one, whether it is a key's or not."""
+    return _FINGERPRINT.fullmatch(text) is not None
 
 
 def _base64url(data: bytes) -> str:

@@ -135,7 +135,8 @@ class Doorkeeper:
             return None, "no role in this environment"
         if not self._takes_guests or not may_be_guest:
             return None, "unknown key"
-        if len(self._guests) >= self._limits.guests and key not in self._guests:
+        # One connection for a key, and one time: else a guest would stay for ever, and multiply.
+        if key in self._guests or len(self._guests) >= self._limits.guests:
             return None, _FULL
         self._guests[key] = time.monotonic() + self._limits.guest_ms / 1000
         self.next_review_s = min(self.next_review_s, self._guests[key])

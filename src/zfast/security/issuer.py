@@ -63,7 +63,7 @@ class Issuer:
             raise TokenError(
                 f"the keys of {config.issuer} cannot be had", detail=_reason(error)
             ) from None
-        except (jwt.PyJWTError, PyJWKClientError) as error:
+        except (jwt.PyJWTError, PyJWKClientError, RecursionError, OverflowError) as error:
             # Without its cause, whose frames hold the token.
             raise TokenError(f"a token of {config.name} is refused: {_reason(error)}") from None
         if not claims["sub"] or claims["exp"] - claims["iat"] > MAX_LIFETIME_S:
@@ -151,7 +151,7 @@ def unverified_issuer(token: str) -> str:
                                             "verify_aud": False, "verify_iss": False,
                                             "verify_iat": False, "verify_nbf": False,
                                             "verify_sub": False, "verify_jti": False})  # fmt: skip
-    except (jwt.PyJWTError, ValueError):
+    except (jwt.PyJWTError, ValueError, RecursionError, OverflowError):
         raise TokenError("that is no signed token (JWT)") from None
     issuer = claims.get("iss")
     if not isinstance(issuer, str):

@@ -16,62 +16,37 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import msgspec
-
 from zfast.errors import ConfigError
-from zfast.security.curve_keys import Z85_LENGTH, KeyPair, PublicKey, SecretKey, fingerprint
-from zfast.security.policy import Policy, key_rule, read_policy
+from zfast.security.curve_keys import Z85_LENGTH, KeyPair, PublicKey, fingerprint
+from zfast.security.key_files import (
+    OwnKey,
+    check_name,
+    is_name,
+    public_text,
+    read_pair,
+    read_public_key,
+    write_pair,
+)
+from zfast.security.policy import KeyFacts, Policy, key_rule, parse_policy, read_policy
 from zfast.security.private_files import (
     check_private_folder,
     make_private_folder,
-    read_private_file,
     read_protected_file,
-    write_private_file,
     write_public_file,
 )
 from zfast.security.roles import Role
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _POLICY = "policy.toml"
 _LOCK = ".lock"
 _AUTHORIZED = "authorized"
 _REVOKED = "revoked"
 _TRUSTED = "trusted"
 _PREVIOUS = "previous"
-
-
-class _PublicFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    public: str
-    name: str = ""
-    fingerprint: str = ""
-
-
-class _SecretFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    public: str
-    secret: str
-    name: str = ""
-    retires: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class OwnKey:
-    """A key pair of this host's own.
-
-    Attributes:
-        retires: When it is no longer served, in seconds since the epoch; None is never.
-    """
-
-    environment: str
-    name: str
-    pair: KeyPair
-    retires: float | None
 
 
 class KeyFolder:
@@ -102,10 +77,10 @@ class KeyFolder:
                 hint=f"make it with 'zfast keys new {kind} --environment {environment}'",
             )
         check_private_folder(folder)
-        found = [_read_pair(environment, name, current)]
+        found = [read_pair(environment, name, current)]
         previous = folder / f"{name}.{_PREVIOUS}.key"
         if previous.exists():
-            old = _read_pair(environment, name, previous)
+            old = read_pair(environment, name, previous)
             if old.retires is None or old.retires > time.time():
                 found.append(old)
         return found
@@ -114,7 +89,7 @@ class KeyFolder:
         """Every pair of every environment; retired ones too."""
         check_private_folder(self.path)
         return [
-            _read_pair(path.parent.name, path.name.removesuffix(".key"), path)
+            read_pair(path.parent.name, path.name.removesuffix(".key"), path)
             for path in sorted(self.path.glob("*/*.key"))
         ]
 
@@ -125,6 +100,12 @@ class KeyFolder:
     def revoked(self) -> dict[str, str]:
         """The keys that may not come in, by their Z85: each name with its fingerprint's start."""
         return self._public_keys(self.path / _REVOKED)
+
+    def readable_revoked(self) -> Iterator[str]:
+        """Each revoked key whose file is whole; others are passed over."""
+        for path in sorted((self.path / _REVOKED).glob("*.pub")):
+            with suppress(ConfigError):
+                yield read_public_key(path).z85
 
     def trusted(self, environment: str) -> dict[str, str]:
         """Names of the servers that clients connect to, by their Z85."""
@@ -169,17 +150,34 @@ class KeyFolder:
             return self._write_new(folder, name)
 
     def rotate(self, environment: str, name: str, grace_s: float) -> OwnKey:
-        """Put a new pair in a pair's place; the old one stays valid for ``grace_s`` seconds."""
+        """Put a new pair in a pair's place; the old one stays valid for ``grace_s`` seconds.
+
+        Raises:
+            ConfigError: A server's key is in its grace window still, which this would end, and
+                ``grace_s`` is not 0: clients that have not heard of the last rotation would be
+                locked out.
+        """
         with self._changing():
-            old = self.own_keys(environment, name)[0]
+            old, *older = self.own_keys(environment, name)
+            if older and name == "server" and grace_s > 0:
+                raise ConfigError(
+                    f"{environment}/{name} was rotated a while ago: the key before is still served",
+                    hint="wait until it retires ('zfast keys list'), or end both at once with "
+                    "--grace-hours 0",
+                )
             folder = self._environment(environment)
-            _write_pair(folder / f"{name}.{_PREVIOUS}.key", old.pair, time.time() + grace_s)
+            write_pair(folder / f"{name}.{_PREVIOUS}.key", old.pair, time.time() + grace_s)
             return self._write_new(folder, name)
 
     def authorize(
         self, key: PublicKey, name: str, role: Role | None, environment: str | None
     ) -> Path:
-        """Let a key in: its file, and, with a role, a rule at the end of the policy."""
+        """Let a key in: its file, and, with a role, a rule at the end of the policy.
+
+        Raises:
+            ConfigError: It is revoked, the name is another key's, or an earlier rule gives the
+                name another role. Nothing was changed.
+        """
         with self._changing():
             if key.z85 in self.revoked():
                 raise ConfigError(f"key {key.fingerprint} is revoked", hint="make a new one")
@@ -187,13 +185,15 @@ class KeyFolder:
             known = self._public_keys(path.parent)
             if path.exists() and known.get(key.z85) != name:
                 raise ConfigError(f"{path} is another key", hint="choose another --name")
-            write_public_file(path, _public_text(PublicKey(key.z85, name)))
             if role is not None and environment is not None:
                 rules = self.path / _POLICY
                 text = read_protected_file(rules).decode() if rules.exists() else ""
                 rule = key_rule(name, role, check_name(environment, "an environment"))
-                if rule not in text:
-                    write_public_file(rules, text + rule)
+                changed = text if rule in text else text + rule
+                _see_that_it_decides(changed, key, name, role, environment)
+                if changed != text:
+                    write_public_file(rules, changed)
+            write_public_file(path, public_text(PublicKey(key.z85, name)))
             return path
 
     def trust(self, environment: str, key: PublicKey, name: str) -> Path:
@@ -202,18 +202,21 @@ class KeyFolder:
             folder = self._environment(environment) / _TRUSTED
             make_private_folder(folder)
             path = folder / f"{check_name(name, 'a key')}.pub"
-            write_public_file(path, _public_text(PublicKey(key.z85, name)))
+            write_public_file(path, public_text(PublicKey(key.z85, name)))
             return path
 
     def revoke(self, key: PublicKey, name: str) -> Path:
         """Let a key in no more, whatever a rule or a token says."""
         with self._changing():
-            path = self._folder(_REVOKED) / f"{name or 'key'}-{key.fingerprint[:16]}.pub"
-            write_public_file(path, _public_text(PublicKey(key.z85, name)))
+            if not is_name(name):  # a file of somebody else's may say anything
+                name = "key"
+            path = self._folder(_REVOKED) / f"{name}-{key.fingerprint[:16]}.pub"
+            write_public_file(path, public_text(PublicKey(key.z85, name)))
             # The one is there before the other is gone: there is no moment in between.
             for known in (self.path / _AUTHORIZED).glob("*.pub"):
-                if read_public_key(known).z85 == key.z85:
-                    known.unlink()
+                with suppress(ConfigError):  # one that is broken lets nobody in
+                    if read_public_key(known).z85 == key.z85:
+                        known.unlink()
             return path
 
     def find(self, what: str) -> PublicKey:
@@ -241,8 +244,8 @@ class KeyFolder:
 
     def _write_new(self, folder: Path, name: str) -> OwnKey:
         pair = KeyPair.generate(name)
-        _write_pair(folder / f"{name}.key", pair, None)
-        write_public_file(folder / f"{name}.pub", _public_text(pair.public))
+        write_pair(folder / f"{name}.key", pair, None)
+        write_public_file(folder / f"{name}.pub", public_text(pair.public))
         return OwnKey(folder.name, name, pair, None)
 
     def _environment(self, environment: str) -> Path:
@@ -272,63 +275,13 @@ class KeyFolder:
             yield
 
 
-def check_name(name: str, what: str) -> str:
-    """A name that is safe as part of a path and of a rule.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if not _NAME.fullmatch(name):
+def _see_that_it_decides(
+    policy: str, key: PublicKey, name: str, role: Role, environment: str
+) -> None:
+    facts = KeyFacts(name, key.fingerprint)
+    decision = parse_policy(policy).decide(facts, environment)
+    if decision.role is not role:
         raise ConfigError(
-            f"{name!r} is no name for {what}", hint="use up to 64 letters, digits and . _ -"
+            f"an earlier rule decides on {name} in {environment}: {decision.rule}",
+            hint="choose another --name, or change that rule in policy.toml",
         )
-    return name
-
-
-def read_public_key(path: Path) -> PublicKey:
-    """The key in a file of ours.
-
-    Raises:
-        ConfigError: It is none, or others may write to it.
-    """
-    try:
-        file = msgspec.toml.decode(read_protected_file(path), type=_PublicFile)
-        return PublicKey(file.public, file.name)
-    except (msgspec.DecodeError, ConfigError) as error:
-        if isinstance(error, ConfigError) and "Z85" not in str(error):
-            raise
-        raise ConfigError(f"{path} holds no public key of zfast: {error}") from error
-
-
-def _read_pair(environment: str, name: str, path: Path) -> OwnKey:
-    data = read_private_file(path)
-    try:
-        file = msgspec.toml.decode(data, type=_SecretFile)
-        pair = KeyPair(PublicKey(file.public, file.name), SecretKey(file.secret))
-        belongs = KeyPair.from_secret(file.secret).public.z85 == file.public
-    except (msgspec.DecodeError, ConfigError):
-        # Not "from": the cause may quote the file.
-        raise ConfigError(f"{path} holds no key pair of zfast") from None
-    if not belongs:
-        raise ConfigError(f"the public key in {path} is not that of its secret key")
-    return OwnKey(environment, name, pair, file.retires or None)
-
-
-def _write_pair(path: Path, pair: KeyPair, retires: float | None) -> None:
-    write_private_file(
-        path,
-        "# SECRET key of zfast. Never copy it to another host: make one there.\n"
-        f'name = "{pair.public.name}"\n'
-        f'public = "{pair.public.z85}"\n'
-        f'secret = "{pair.secret.reveal().decode()}"\n'
-        + (f"retires = {retires:.3f}  # seconds since 1970\n" if retires is not None else ""),
-    )
-
-
-def _public_text(key: PublicKey) -> str:
-    return (
-        "# Public key of zfast: safe to show and to keep in version control.\n"
-        f'name = "{key.name}"\n'
-        f'public = "{key.z85}"\n'
-        f'fingerprint = "{key.fingerprint}"\n'
-    )

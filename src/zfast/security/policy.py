@@ -33,6 +33,7 @@ from typing import Any
 import msgspec
 
 from zfast.errors import ConfigError
+from zfast.security.curve_keys import is_fingerprint
 from zfast.security.private_files import read_protected_file
 from zfast.security.roles import Role
 
@@ -187,7 +188,12 @@ def _mismatch(rule: Rule, facts: KeyFacts | TokenFacts, environment: str) -> str
     if isinstance(facts, KeyFacts):
         if rule.key is None:
             return "is for tokens"
-        if fnmatchcase(facts.name, rule.key) or facts.fingerprint == rule.key:
+        # What looks like a fingerprint is one: a key may not be called like another's.
+        if is_fingerprint(rule.key):
+            is_meant = facts.fingerprint == rule.key
+        else:
+            is_meant = fnmatchcase(facts.name, rule.key)
+        if is_meant:
             return None
         return f"the key is {facts.name}"
     if rule.issuer is None:

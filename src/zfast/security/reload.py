@@ -19,15 +19,23 @@ class Reloader:
     """Looks at a source and tells of each new state, on a thread of its own.
 
     A state that cannot be read is not taken: the last good one stays in force, and the log says so
-    once for each change. So does a source that becomes unreadable.
+    once for each change. So does a source that becomes unreadable. Only revocations that can be
+    read are taken all the same.
 
     Args:
         on_state: Called with the new state, on this thread.
+        on_revoked: Called with the revoked keys when the state cannot be read.
     """
 
-    def __init__(self, source: ServerSource, on_state: Callable[[ServerState], None]) -> None:
+    def __init__(
+        self,
+        source: ServerSource,
+        on_state: Callable[[ServerState], None],
+        on_revoked: Callable[[frozenset[str]], None],
+    ) -> None:
         self._source = source
         self._on_state = on_state
+        self._on_revoked = on_revoked
         self._signature = source.signature()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -46,7 +54,12 @@ class Reloader:
                 return
             # Taken before the files are read: what changes meanwhile is seen the next time.
             self._signature = signature
-            self._on_state(self._source.load())
+            try:
+                state = self._source.load()
+            except Exception:
+                self._on_revoked(self._source.load_revoked())
+                raise
+            self._on_state(state)
 
     def stop(self) -> None:
         """End the thread."""

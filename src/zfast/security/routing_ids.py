@@ -5,6 +5,9 @@ from __future__ import annotations
 from zfast.errors import AccessDeniedError
 from zfast.security.audit import record
 
+#: Ids that are remembered; the oldest make room. One in use is libzmq's to keep from others.
+MAX_IDS = 100_000
+
 
 class RoutingIds:
     """Binds each routing id to the key that used it first. Threads: the socket's.
@@ -22,6 +25,8 @@ class RoutingIds:
         Raises:
             AccessDeniedError: The id is another key's.
         """
+        if len(self._owners) > MAX_IDS:
+            del self._owners[next(iter(self._owners))]
         if self._owners.setdefault(routing_id, user_id) != user_id:
             record("denied", reason="routing id of another key")
             raise AccessDeniedError(f"routing id {routing_id!r} belongs to another key")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import struct
 from pathlib import Path
 
 import zmq
 
 from zfast.addresses import Endpoint
 from zfast.errors import ConfigError, TransportError
+
+#: Linux's struct ucred: process, user, group.
+_UCRED = struct.Struct("3i")
+_ASK_S = 2.0
 
 
 def admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:
@@ -31,6 +37,30 @@ def admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:
             ) from error
 
 
+def connect_only_to_this_user(connecting: zmq.Socket[bytes], endpoint: Endpoint) -> None:
+    """Before an ipc endpoint is connected: see that nobody else can put a socket in its place.
+
+    In a folder that is this user's alone nobody can. In another, such as ``/tmp``, and under an
+    abstract name, whoever comes first can: there the socket must be there already, and this
+    user's, and a connection that ends is not made again.
+
+    Raises:
+        TransportError: It is somebody else's, or could be by the time it is there.
+    """
+    check_same_user(endpoint)
+    if endpoint.scheme != "ipc" or _is_private(endpoint):
+        return
+    owner = _owner(endpoint)
+    if owner is None:
+        raise TransportError(
+            f"nobody listens at {endpoint} yet, and another user could",
+            hint="put it in a folder of mode 0700, or open the bound side first",
+        )
+    if owner not in (os.geteuid(), 0):
+        raise _somebody_elses(endpoint, owner)
+    connecting.reconnect_ivl = -1
+
+
 def check_same_user(endpoint: Endpoint) -> None:
     """Before connecting to an ipc endpoint: refuse a socket that another user has put there.
 
@@ -44,7 +74,38 @@ def check_same_user(endpoint: Endpoint) -> None:
     except OSError:
         return  # not bound yet
     if stat.S_ISSOCK(info.st_mode) and info.st_uid not in (os.geteuid(), 0):
-        raise TransportError(
-            f"{endpoint} belongs to user {info.st_uid}, not to this one",
-            hint="connect to other users over tcp, with keys",
-        )
+        raise _somebody_elses(endpoint, info.st_uid)
+
+
+def _is_private(endpoint: Endpoint) -> bool:
+    """Whether nobody but this user, or root, can make or replace files in its folder."""
+    if endpoint.address.startswith("@"):
+        return False
+    try:
+        info = Path(endpoint.address).parent.stat()
+    except OSError:
+        return True  # libzmq says what is wrong with it
+    return info.st_uid in (os.geteuid(), 0) and not info.st_mode & 0o022
+
+
+def _owner(endpoint: Endpoint) -> int | None:
+    """The user of whoever listens there, by the kernel's word; None if nobody does."""
+    address = endpoint.address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+        asker.settimeout(_ASK_S)
+        try:
+            asker.connect("\0" + address[1:] if address.startswith("@") else address)
+            if not hasattr(socket, "SO_PEERCRED"):
+                return os.stat(address).st_uid
+            credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        except OSError:
+            return None
+    owner: int = _UCRED.unpack(credentials)[1]
+    return owner
+
+
+def _somebody_elses(endpoint: Endpoint, owner: int) -> TransportError:
+    return TransportError(
+        f"{endpoint} belongs to user {owner}, not to this one",
+        hint="connect to other users over tcp, with keys",
+    )

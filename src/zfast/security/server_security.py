@@ -54,7 +54,10 @@ class ServerSecurity:
         self.access = Access(environment, state.policy, state.authorized, state.revoked)
         self._source = source
         self._reloader: Reloader | None = None
+        #: By ``revoke``, and those whose file was seen: whatever is read later.
+        self._revoked: frozenset[str] = state.revoked
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
         self._tokens: TokenDesk | None = None
 
     @classmethod
@@ -131,7 +134,7 @@ class ServerSecurity:
             raise ConfigError("this security belongs to the parent process", hint="load it anew")
         with self._lock:
             if self._reloader is None and not isinstance(self._source, FixedSource):
-                self._reloader = Reloader(self._source, self._take)
+                self._reloader = Reloader(self._source, self._take, self._revoke)
             tokens = self._token_desk() if takes_tokens else None
         return Door(
             guarded,
@@ -155,10 +158,7 @@ class ServerSecurity:
     def revoke(self, key: PublicKey) -> None:
         """Cut a key's connections and let it in no more, in this process; see ``KeyFolder.revoke``
         for good."""
-        state = self._state
-        self._take(
-            ServerState(state.pairs, state.authorized, state.revoked | {key.z85}, state.policy)
-        )
+        self._revoke(frozenset({key.z85}))
 
     def close(self) -> None:
         """End the threads. Doors that are open stay guarded by what was last known."""
@@ -181,10 +181,20 @@ class ServerSecurity:
             self._tokens = TokenDesk()
         return self._tokens
 
+    def _revoke(self, keys: frozenset[str]) -> None:
+        with self._taking:
+            if not keys <= self._revoked:
+                self._put_in_force(self._state, keys)
+
     def _take(self, state: ServerState) -> None:
-        revoked = state.revoked - self._state.revoked
+        with self._taking:
+            self._put_in_force(state, state.revoked)
+
+    def _put_in_force(self, state: ServerState, more_revoked: frozenset[str]) -> None:
+        revoked = more_revoked - self._revoked
+        self._revoked |= more_revoked
         self._state = state
-        changed = self.access.replace(state.policy, state.authorized, state.revoked)
+        changed = self.access.replace(state.policy, state.authorized, self._revoked)
         for key in revoked:
             record("key revoked", level=20, key=fingerprint(key), environment=self.environment)
         record(

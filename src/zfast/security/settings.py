@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
-from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from zfast.errors import ConfigError
-
-#: Variables whose value is a secret: taken out of the environment once they were read, and never
-#: handed to a child process.
-SECRET_VARIABLES = ("ZFAST_SERVER_SECRET_KEY", "ZFAST_CLIENT_SECRET_KEY", "ZFAST_TOKEN")
-
-_lock = threading.Lock()
-_taken: dict[str, SecretStr] = {}
+from zfast.security.held_secrets import take_secrets
 
 
 class SecuritySettings(BaseSettings):
@@ -68,22 +60,3 @@ def default_key_folder() -> Path:
     """Where the key folder is when nothing is said."""
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "zfast" / "keys"
-
-
-def take_secrets() -> None:
-    """Move secrets from the environment into this process, so that no child inherits them.
-
-    ``/proc/PID/environ`` still shows what the process was started with to its own user: a file is
-    safer.
-    """
-    with _lock:
-        for name in SECRET_VARIABLES:
-            value = os.environ.pop(name, None)
-            if value:
-                _taken[name] = SecretStr(value)
-
-
-def taken_secret(name: str) -> SecretStr | None:
-    """A secret that the environment held."""
-    with _lock:
-        return _taken.get(name)

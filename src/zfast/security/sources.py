@@ -10,14 +10,16 @@ from typing import Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
-from zfast.security.key_folder import KeyFolder, read_public_key
+from zfast.security.held_secrets import taken_secret
+from zfast.security.key_files import read_public_key
+from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
 from zfast.security.private_files import (
     check_protected_folder,
     read_private_file,
     read_protected_file,
 )
-from zfast.security.settings import SecuritySettings, taken_secret
+from zfast.security.settings import SecuritySettings
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class ServerSource(Protocol):
     def load(self) -> ServerState:
         """The state now. Raises ConfigError."""
 
+    def load_revoked(self) -> frozenset[str]:
+        """The revoked keys that can be read, whatever else is broken."""
+
     def signature(self) -> tuple[object, ...]:
         """Differs when ``load`` would."""
 
@@ -62,6 +67,10 @@ class FixedSource:
     def load(self) -> ServerState:
         """The state."""
         return self._state
+
+    def load_revoked(self) -> frozenset[str]:
+        """Those of the state."""
+        return self._state.revoked
 
     def signature(self) -> tuple[object, ...]:
         """Always the same."""
@@ -94,10 +103,14 @@ class SettingsSource:
         mounted = settings.authorized_folder
         return ServerState(
             tuple(pairs),
-            _mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
+            mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
             frozenset(self._folder.revoked()),
             read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
         )
+
+    def load_revoked(self) -> frozenset[str]:
+        """From each file of a revoked key that is whole."""
+        return frozenset(self._folder.readable_revoked())
 
     def signature(self) -> tuple[object, ...]:
         """Of every file that ``load`` reads."""
@@ -133,7 +146,7 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
     """
     texts = settings.server_public_keys.split(",")
     if settings.server_public_keys_file is not None:
-        texts += read_protected_file(settings.server_public_keys_file).decode().splitlines()
+        texts += _text(settings.server_public_keys_file).splitlines()
     keys = [PublicKey(text.strip()) for text in texts if text.strip()]
     folder = KeyFolder(settings.key_folder)
     if not keys:
@@ -156,12 +169,21 @@ def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
     return KeyPair.from_secret(secret, kind) if secret is not None else None
 
 
-def _mounted_keys(folder: Path) -> dict[str, str]:
+def mounted_keys(folder: Path) -> dict[str, str]:
+    """Names of the keys that may come in, by their Z85, from a mounted folder of files.
+
+    Raises:
+        ConfigError: One is malformed, or others can write there.
+    """
     check_protected_folder(folder)
     return {
         read_public_key(path).z85: path.name.removesuffix(".pub")
         for path in sorted(folder.glob("*.pub"))
     }
+
+
+def _text(path: Path) -> str:
+    return read_protected_file(path).decode("ascii", "replace")
 
 
 def _file_signature(path: Path) -> tuple[object, ...]:

@@ -81,6 +81,7 @@ class Link:
             look=self._look,
             decode=decode,
             acknowledge_later=acknowledge_later,
+            admits=self._port.admits,
         )
 
     @property

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import zmq
 
 from zfast import _core
 from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
 from zfast.context import process_context
-from zfast.errors import ConfigError, TransportError
+from zfast.errors import AccessDeniedError, ConfigError, TransportError
 from zfast.security.client_security import ClientSecurity, not_trusted, refused
 from zfast.security.door import Door
 from zfast.security.roles import Verb
-from zfast.security.same_user import admit_only_this_user, check_same_user
+from zfast.security.routing_ids import RoutingIds
+from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
 from zfast.security.server_security import ServerSecurity
 from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.link_options import LinkOptions
@@ -24,8 +26,8 @@ PATIENCE_S = 0.005
 #: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
 #: every second one may.
 MAX_FAILED_HANDSHAKES = 16
-#: What a link's peer must be allowed to do: its values are unpickled.
-LINK_VERBS = frozenset({Verb.PUT})
+#: What a link's peer must be allowed to do, with each message: its values are unpickled.
+LINK_VERB = Verb.PUT
 
 
 class Port:
@@ -37,6 +39,8 @@ class Port:
 
     Attributes:
         endpoint: With the port that the system chose.
+        admits: Decides on each message that is received, see ``_core.recv``; None where whoever is
+            connected may say what he likes.
         shares_memory: Over inproc libzmq hands the receiver the sender's own memory: nothing is
             ever under way.
 
@@ -67,6 +71,7 @@ class Port:
         self.socket.rcvtimeo = int(PATIENCE_S * 1000)
         self._file: SocketFile | None = None
         self._door: Door | None = None
+        self.admits: Callable[[bytes | None, str, int], bool] | None = None
         self._trust: ClientSecurity | None = None
         # Not ZMQ_IMMEDIATE: with it, what a peer said before it closed is lost (libzmq 4.3.5).
         self._connection = None
@@ -93,7 +98,8 @@ class Port:
 
     def _bind(self, endpoint: Endpoint, options: LinkOptions) -> None:
         if endpoint.scheme == "tcp" and isinstance(options.security, ServerSecurity):
-            self._door = options.security.guard(self.socket, verbs=LINK_VERBS)
+            self._door = options.security.guard(self.socket, verbs=[LINK_VERB])
+            self.admits = _admission(self._door)
             self.endpoint = self._door.bind(self.endpoint)
             return
         admit_only_this_user(self.socket, endpoint)
@@ -102,7 +108,7 @@ class Port:
         self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def _guard_connecting(self, endpoint: Endpoint, options: LinkOptions) -> None:
-        check_same_user(endpoint)
+        connect_only_to_this_user(self.socket, endpoint)
         if endpoint.scheme == "tcp" and isinstance(options.security, ClientSecurity):
             self._trust = options.security
             self._trust.guard(self.socket, self.endpoint)
@@ -144,7 +150,9 @@ class Port:
         self, peers: dict[bytes | None, Peer], *, wait: bool = False
     ) -> _core.Message | _core.Batch | _core.Landing | None:
         """What is there or, to ``wait``, comes in ``PATIENCE_S``. See ``_core.recv``."""
-        return _core.recv(self.socket, routed=self.bound, wait=wait, peers=peers)
+        return _core.recv(
+            self.socket, routed=self.bound, wait=wait, peers=peers, admits=self.admits
+        )
 
     def close(self, linger_ms: int) -> None:
         """Close the socket; what is not sent may take ``linger_ms`` to leave."""
@@ -155,3 +163,18 @@ class Port:
         self.socket.close(linger=linger_ms)
         if self._file is not None:
             self._file.remove()
+
+
+def _admission(door: Door) -> Callable[[bytes | None, str, int], bool]:
+    """Whether a message may come in: by its connection's key, whatever stands in it."""
+    routing_ids = RoutingIds()
+
+    def admits(routing_id: bytes | None, user_id: str, source_fd: int) -> bool:
+        try:
+            routing_ids.check(routing_id or b"", user_id)
+            door.authorise(user_id, LINK_VERB, fd=source_fd)
+        except AccessDeniedError:
+            return False  # recorded; what a stranger sends is no error of who receives
+        return True
+
+    return admits

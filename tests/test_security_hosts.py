@@ -1,0 +1,206 @@
+"""Hosts of their own, under load, while keys are rotated and one is revoked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from network_hosts import hosts
+from zfast.security.key_folder import KeyFolder
+from zfast.security.roles import Role
+
+#: Receives from everyone; tells, once a line comes in, what came from whom and when the last did.
+_SERVER = """
+import json, sys, threading, time
+from zfast import Channel
+from zfast.errors import ZfastError
+from zfast.security.server_security import ServerSecurity
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
+came, last = {}, {}
+rx = Channel.bind("tcp://0.0.0.0:*", security=ServerSecurity.load("prod"))
+print(rx.endpoint, flush=True)
+while not ended.is_set():
+    try:
+        name, number = rx.recv(timeout=0.2)
+    except ZfastError:
+        continue
+    came.setdefault(name, []).append(number)
+    last[name] = time.monotonic()
+print(json.dumps([came, last]), flush=True)
+rx.abort()
+"""
+
+#: Sends numbers as fast as they are taken; one whose channel was lost before it was closed well
+#: cannot know what arrived, so it tells what it was sure of and what it said in all.
+_CLIENT = """
+import json, sys, threading
+from zfast import Channel
+from zfast.errors import ZfastError
+from zfast.security.client_security import ClientSecurity
+endpoint, name = sys.argv[1:]
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
+tx = Channel.connect(endpoint, security=ClientSecurity.load("prod", name=name))
+number, error = 0, ""
+try:
+    while not ended.is_set():
+        tx.send((name, number), timeout=20)
+        if number == 0:
+            print("speaks", flush=True)
+        number += 1
+        ended.wait(0.0005)
+    tx.close(timeout=20)
+except ZfastError as failure:
+    error = type(failure).__name__ + ": " + str(failure)
+    tx.abort()
+print(json.dumps([number, error]), flush=True)
+"""
+
+
+def zfast(*arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", "from zfast.cli import main; main()", *arguments],
+        check=True,
+        timeout=60,
+        capture_output=True,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> KeyFolder:
+    """The server's keys and two workers': on one disk, as a test may."""
+    monkeypatch.setenv("ZFAST_KEYS", str(tmp_path / "keys"))
+    made = KeyFolder(tmp_path / "keys")
+    made.new("prod", "server")
+    for name in ("worker-0", "worker-1"):
+        made.authorize(made.new("prod", name).pair.public, name, Role.WORKER, "prod")
+    return made
+
+
+@contextlib.contextmanager
+def ending(*processes: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    """The next line of a process."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def tell_to_end(process: subprocess.Popen[str]) -> list[object]:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return json.loads(told(process))
+
+
+def test_between_hosts_a_rotation_loses_nothing_and_a_revoked_key_is_cut(folder):
+    with hosts(2) as net:
+        server = net.start(net.server, "-c", _SERVER)
+        port = told(server).rpartition(":")[2]
+        clients = [
+            net.start(host, "-c", _CLIENT, f"tcp://{net.server_address(i)}:{port}", f"worker-{i}")
+            for i, host in enumerate(net.clients)
+        ]
+        with ending(server, *clients):
+            assert [told(client) for client in clients] == ["speaks", "speaks"]
+            zfast("keys", "rotate", "-e", "prod", "--grace-hours", "1")
+            # Whoever comes now may still know the old key alone, or the new one.
+            zfast("keys", "revoke", "worker-1")
+            revoked_s = time.monotonic()
+            number, error = json.loads(told(clients[1]))
+            cut_s = time.monotonic()
+            assert "worker-1" not in error
+            assert "refused our key" in error or "connection" in error, error
+            sent, error = tell_to_end(clients[0])
+            assert error == ""  # its close waited until all was read
+            came, last = tell_to_end(server)
+    assert came["worker-0"] == list(range(sent))
+    assert came["worker-1"] == list(range(len(came["worker-1"])))
+    assert len(came["worker-1"]) <= number + 1
+    assert last["worker-1"] - revoked_s < 1
+    assert cut_s - revoked_s < 5
+
+
+#: A hub whose only workers are on other hosts: each job writes when it begins, and where.
+_DRIVER = """
+import json, sys
+from hub_jobs import Jobs
+from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
+from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.security.server_security import ServerSecurity
+if __name__ == "__main__":
+    def work(argument, _):
+        import os, time
+        path, number = argument
+        with open(path, "a") as journal:
+            journal.write(f"{os.environ['ZFAST_TEST_HOST']} {time.time()}\\n")
+        time.sleep(0.05)
+        return number * number
+    hub = Hub(
+        Policy(0, lease_s=3),  # so long a host may be away before its jobs run elsewhere
+        executor="hub_executor:FunctionExecutor",
+        environment={},
+        on_note=lambda *_: None,
+        remote=RemoteEndpoint("tcp://0.0.0.0:*", ServerSecurity.load("prod")),
+        versions={"zfast": "0.1.0"},
+    )
+    jobs = Jobs(hub)
+    print(hub.endpoint, flush=True)
+    outcomes = [jobs.submit(work, (sys.argv[1], number)) for number in range(int(sys.argv[2]))]
+    print(json.dumps([jobs.value(outcome) for outcome in outcomes]), flush=True)
+    hub.close()
+"""
+_WORKER = "import sys; from zfast.cli import main; sys.exit(main())"
+N_JOBS = 100
+
+
+def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    journal = tmp_path / "journal"
+    journal.touch()
+
+    def begun(name: str) -> list[float]:
+        lines = [line.split() for line in journal.read_text().splitlines()]
+        return [float(when) for host, when in lines if host == name]
+
+    with hosts(2) as net:
+        driver = net.start(net.server, "-c", _DRIVER, str(journal), str(N_JOBS))
+        port = told(driver).rpartition(":")[2]
+        workers = [
+            net.start(
+                host, "-c", _WORKER, "worker", f"tcp://{net.server_address(i)}:{port}",
+                "--workers", "1", "--key", f"worker-{i}", "-e", "prod",
+                ZFAST_TEST_HOST=f"worker-{i}",
+            )
+            for i, host in enumerate(net.clients)
+        ]  # fmt: skip
+        with ending(driver, *workers):
+            deadline_s = time.monotonic() + 60
+            while not (begun("worker-0") and begun("worker-1")):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            zfast("keys", "rotate", "-e", "prod", "--grace-hours", "1")
+            zfast("keys", "revoke", "worker-1")
+            revoked_s = time.time()
+            assert len(begun("worker-0")) + len(begun("worker-1")) < N_JOBS  # in the middle
+            results = json.loads(told(driver))
+    assert results == [number * number for number in range(N_JOBS)]
+    assert max(begun("worker-1")) < revoked_s + 1
+    assert max(begun("worker-0")) > revoked_s + 1
