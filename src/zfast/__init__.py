@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
-    from zfast.prefect.locking import ZfastLocks as ZfastLocks
     from zfast.events.event import Gap as Gap
     from zfast.events.event import StateEvent as StateEvent
     from zfast.events.reactions import on_event as on_event
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from zfast.events.reactions import when as when
     from zfast.events.subscription import subscribe as subscribe
     from zfast.prefect.broadcasting import broadcast as broadcast
+    from zfast.prefect.locking import ZfastLocks as ZfastLocks
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner

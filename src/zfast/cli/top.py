@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.live import Live
 
+from zfast.cli.event_options import HERE, Flag, Source
 from zfast.cli.top_screen import as_figures, draw, terminal_size
 from zfast.errors import RecvTimeoutError
 from zfast.events.subscription import Subscription
@@ -28,13 +29,11 @@ _BACKSPACE = ("\x7f", "\b")
 
 def top(
     *,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     flow: Annotated[list[str] | None, Parameter(negative="")] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
     interval: Annotated[float, Parameter(validator=Number(gte=0.1))] = 0.5,
-    once: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    once: Flag = False,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Show flows, tasks by state, throughput, latencies and workers, until q or Ctrl-C.
 
@@ -42,14 +41,8 @@ def top(
 
     Parameters
     ----------
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
     flow
         A flow's name; give it several times for several.
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
     interval
         Seconds between two pictures.
     once
@@ -57,9 +50,7 @@ def top(
     json
         Each picture as a JSON object on a line.
     """
-    subscription = Subscription(
-        endpoint, environment=environment, flows=flow or (), insecure=insecure
-    )
+    subscription = source.subscribe(flows=flow or ())
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     tally = Tally()
     with subscription as events:

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from cyclopts import Parameter
 
+from zfast.cli.event_options import HERE, Flag, Source
 from zfast.errors import ConfigError, RecvTimeoutError
 from zfast.events.event import Gap, StateEvent
 from zfast.events.subscription import Subscription
@@ -40,10 +40,8 @@ _HEADERS = {
 def ui(
     *,
     port: int = DEFAULT_PORT,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Serve a page of what runs, live, on this host's loopback interface, until Ctrl-C.
 
@@ -51,21 +49,11 @@ def ui(
     ----------
     port
         Of the page; 0 lets the system choose.
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
     json
         Print the page's address as JSON.
     """
-
-    def open_subscription() -> Subscription:
-        return Subscription(endpoint, environment=environment, insecure=insecure)
-
-    open_subscription().__exit__(None, None, None)  # a wrong argument is told now, not to a page
-    server = PageServer(port, open_subscription)
+    source.subscribe().__exit__(None, None, None)  # a wrong argument is told now, not to a page
+    server = PageServer(port, source.subscribe)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     line = msgspec.json.encode({"url": server.url}).decode() if json else f"page at {server.url}"
     sys.stdout.write(line + "\n")

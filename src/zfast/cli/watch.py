@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
+from zfast.cli.event_options import HERE, Flag, Source
 from zfast.events.event import Event, Gap, PublisherJoined, StateEvent
-from zfast.events.subscription import Subscription
 
 _STYLES = {
     "COMPLETED": "green",
@@ -28,16 +28,14 @@ _STYLES = {
 
 def watch(
     *,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     flow: Annotated[list[str] | None, Parameter(negative="")] = None,
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
     state: Annotated[list[str] | None, Parameter(negative="")] = None,
     kind: Annotated[list[str] | None, Parameter(negative="")] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
     snapshot: bool = True,
     count: int | None = None,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Show the states of runs as they happen, until Ctrl-C.
 
@@ -45,8 +43,6 @@ def watch(
 
     Parameters
     ----------
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
     flow
         A flow's name; give it several times for several.
     task
@@ -55,10 +51,6 @@ def watch(
         A state's name or type, such as Retrying or FAILED.
     kind
         task-run or flow-run.
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
     snapshot
         First show the current states of runs.
     count
@@ -66,16 +58,13 @@ def watch(
     json
         A JSON object a line.
     """
-    subscription = Subscription(
-        endpoint,
-        environment=environment,
+    subscription = source.subscribe(
         flows=flow or (),
         tasks=task or (),
         states=state or (),
         kinds=kind or (),
         snapshot=snapshot,
         membership=True,
-        insecure=insecure,
     )
     # What stops a service stops this one cleanly too.
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())

@@ -29,8 +29,9 @@ from zfast.events.memory import EventMemory
 from zfast.events.messages import Welcome
 from zfast.events.relay_link import RelayLink
 from zfast.events.runtime_folder import PUBLISHER, OwnedFolder, user_folder
-from zfast.events.sockets import Guard, bind_socket, open_socket
+from zfast.events.sockets import bind_socket, client_security, open_socket
 from zfast.events.topics import make_topic
+from zfast.security.client_security import ClientSecurity
 
 #: Events on their way from ``publish`` to the forwarder, which takes some 2 µs for each.
 PIPE_HWM = 100_000
@@ -45,11 +46,12 @@ class Publisher:
     Args:
         folder: The folder to be found in, instead of the user's own.
         relay: The endpoint of a relay to publish through as well.
-        guard: Security for tcp.
+        security: Keys for a relay on tcp; None is this host's own, see docs/security.md.
         insecure: Allow a relay on tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError, TransportError: Its sockets cannot be opened.
+        ConfigError, TransportError: Its sockets cannot be opened; the relay takes keys, and there
+            are none. That the relay refuses ours is logged.
 
     Threads: any. In a forked child, ``publish`` and ``close`` do nothing.
     """
@@ -59,7 +61,7 @@ class Publisher:
         *,
         folder: Path | None = None,
         relay: str | None = None,
-        guard: Guard | None = None,
+        security: ClientSecurity | None = None,
         insecure: bool = False,
     ) -> None:
         self.id = uuid.uuid4().bytes
@@ -68,6 +70,8 @@ class Publisher:
         self._closed = False
         self._memory = EventMemory()
         self._topics: dict[tuple[str, str, str, str], bytes] = {}
+        if relay:
+            security = client_security(relay, security, insecure=insecure)
         self._parent = folder or user_folder()
         with contextlib.ExitStack() as undo:
             self._folder = OwnedFolder(PUBLISHER, self._parent)
@@ -77,7 +81,7 @@ class Publisher:
             self._control = undo.enter_context(open_socket(zmq.ROUTER))
             self.endpoint = bind_socket(self._control, self._endpoint(CONTROL_NAME))
             self._relay = (
-                RelayLink(self.id, relay, self._memory, self._lock, guard, insecure)
+                RelayLink(self.id, relay, self._memory, self._lock, security, insecure)
                 if relay
                 else None
             )

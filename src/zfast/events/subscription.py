@@ -20,7 +20,8 @@ from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent
 from zfast.events.feed import Feed
 from zfast.events.filters import Filters
 from zfast.events.runtime_folder import user_folder
-from zfast.events.sockets import Guard
+from zfast.events.sockets import client_security
+from zfast.security.client_security import ClientSecurity
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,11 +51,11 @@ class Subscription:
         snapshot: Deliver the current states of runs at first.
         membership: Also deliver ``PublisherJoined`` and ``PublisherLeft``.
         folder: Where publishers are found, instead of the user's folder.
-        guard: Security for tcp.
+        security: Keys for tcp; None is this host's own, see docs/security.md.
         insecure: Allow tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError: An argument is wrong.
+        ConfigError: An argument is wrong, or tcp takes keys and there are none.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Subscription:
         snapshot: bool = True,
         membership: bool = False,
         folder: Path | None = None,
-        guard: Guard | None = None,
+        security: ClientSecurity | None = None,
         insecure: bool = False,
     ) -> None:
         self._filters = Filters(
@@ -85,7 +86,7 @@ class Subscription:
         )
         self._membership = membership
         self._snapshot = snapshot
-        self._guard, self._insecure = guard, insecure
+        self._security, self._insecure = security, insecure
         self._ready: deque[Event] = deque()
         self._feeds: dict[str, Feed] = {}
         self._left: set[str] = set()
@@ -93,9 +94,15 @@ class Subscription:
         self._closed = False
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
-        endpoint = endpoint or os.environ.get(ENDPOINT_VARIABLE)
+        endpoint = chosen_endpoint(endpoint)
         try:
             if endpoint:
+                self._security = client_security(
+                    endpoint,
+                    security,
+                    insecure=insecure,
+                    environment=None if environment == "*" else environment,
+                )
                 self._follow(endpoint, is_new=False, is_local=False)
             else:
                 self._arrivals = Arrivals(folder or user_folder())
@@ -115,6 +122,8 @@ class Subscription:
         Raises:
             RecvTimeoutError: None came in time.
             ChannelClosedError: The subscription was closed.
+            HandshakeError: The relay refuses our key, has revoked it, or is not who we trust.
+            AccessDeniedError: What was asked for is not ours to read.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -222,7 +231,7 @@ class Subscription:
                 self._follow(url, is_new=True, is_local=True)
         now = time.monotonic()
         for url, feed in list(self._feeds.items()):
-            if feed.control in readable or feed.events in readable:
+            if not readable.isdisjoint(feed.sources):
                 self._deliver(feed.read())
             self._deliver(feed.tick(now))
             if feed.is_done:
@@ -236,9 +245,7 @@ class Subscription:
         if self._arrivals is not None:
             sources.append(self._arrivals.fileno())
         for feed in self._feeds.values():
-            sources.append(feed.control)
-            if feed.events is not None:
-                sources.append(feed.events)
+            sources += feed.sources
         return sources
 
     def _wait_ms(self, now: float, deadline: float | None) -> int:
@@ -257,7 +264,7 @@ class Subscription:
             truth=self._snapshot,
             is_local=is_local,
             listener=self._arrivals.name if self._arrivals is not None else "",
-            guard=self._guard,
+            security=self._security,
             insecure=self._insecure,
         )
 
@@ -272,6 +279,9 @@ class Subscription:
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosedError("the subscription was closed")
+        for feed in self._feeds.values():
+            if feed.refusal is not None:
+                raise feed.refusal
 
     def _release(self) -> None:
         for feed in self._feeds.values():
@@ -283,6 +293,11 @@ class Subscription:
         self._ready.clear()
         self._woken.close()
         self._wake.close()
+
+
+def chosen_endpoint(endpoint: str | None) -> str | None:
+    """The relay that is meant, by an argument or by ``ZFAST_EVENTS_ENDPOINT``; None is none."""
+    return endpoint or os.environ.get(ENDPOINT_VARIABLE) or None
 
 
 def subscribe(endpoint: str | None = None, **filters: object) -> Subscription:

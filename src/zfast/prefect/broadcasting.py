@@ -77,6 +77,7 @@ def broadcast(
     kinds: Sequence[str] = (),
     states: Sequence[str] = (),
     endpoint: str | None = None,
+    key: str = "client",
     insecure: bool = False,
 ) -> Broadcast: ...
 

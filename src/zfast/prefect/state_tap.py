@@ -13,15 +13,16 @@ import os
 import socket
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from prefect.context import FlowRunContext, TaskRunContext
 
-from zfast.errors import ConfigError
+from zfast.errors import ConfigError, ZfastError
 from zfast.events.event import Kind, StateEvent
 from zfast.events.filters import current_environment
 from zfast.events.publisher import Publisher
+from zfast.events.sockets import client_security
 from zfast.events.subscription import ENDPOINT_VARIABLE
 from zfast.prefect import internals
 
@@ -48,7 +49,9 @@ class BroadcastOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown
         kinds: ``task-run``, ``flow-run``.
         states: Names or types of states, whatever their case.
         endpoint: A relay to publish through as well; None is ``ZFAST_EVENTS_ENDPOINT``, if set.
+        key: Which key pair of the key folder is shown to a relay on tcp.
         insecure: Allow a relay on tcp of the loopback interface that nothing guards.
+        inherited: Set for child processes, where what cannot be opened is logged and fails nothing.
     """
 
     environment: str | None = None
@@ -56,7 +59,9 @@ class BroadcastOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown
     kinds: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     endpoint: str | None = None
+    key: str = "client"
     insecure: bool = False
+    inherited: bool = False
 
     def __post_init__(self) -> None:
         known = {kind.value for kind in Kind}
@@ -94,7 +99,7 @@ class StateTap:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._active: tuple[BroadcastOptions, ...] = ()
-        self._publishers: dict[tuple[str | None, bool], Publisher] = {}
+        self._publishers: dict[_Route, Publisher] = {}
         self._inherited: str | None = os.environ.get(BROADCAST_VARIABLE)
         self._installed: bool | None = None
         self._pid = os.getpid()
@@ -227,19 +232,21 @@ class StateTap:
     def _publish(self, kind: str, flow_name: str, state: Any, **fields: Any) -> None:
         if os.getpid() != self._pid:
             return
-        done: set[tuple[str | None, str | None]] = set()
+        done: set[tuple[str, _Route]] = set()
         for options in self._active:
-            target = (options.environment, options.endpoint)
+            environment = options.environment or current_environment()
+            route = _route_of(options)
+            target = (environment, route)
             if target in done or not options.matches(kind, flow_name, state):
                 continue
             done.add(target)
-            publisher = self._publishers.get(_relay_of(options))
+            publisher = self._publishers.get(route)
             if publisher is None:
                 continue
             publisher.publish(
                 StateEvent(
                     kind=kind,
-                    environment=options.environment or current_environment(),
+                    environment=environment,
                     state_id=str(state.id),
                     state_type=state.type.value,
                     state_name=state.name or "",
@@ -264,14 +271,32 @@ class StateTap:
             )
 
     def _open(self, options: BroadcastOptions) -> None:
-        relay = _relay_of(options)
-        if relay not in self._publishers:
-            self._publishers[relay] = Publisher(relay=relay[0], insecure=relay[1])
+        route = _route_of(options)
+        if route in self._publishers:
+            return
+        try:
+            security = None
+            if route.relay:
+                security = client_security(
+                    route.relay,
+                    None,
+                    insecure=route.insecure,
+                    environment=options.environment,
+                    key=route.key,
+                )
+            publisher = Publisher(relay=route.relay, security=security, insecure=route.insecure)
+        except ZfastError as error:
+            if not options.inherited:
+                raise
+            logger.error("states of this process do not reach the relay: %s", error)
+            publisher = Publisher()
+        self._publishers[route] = publisher
 
     def _tell_children(self) -> None:
         """Workers that this process starts broadcast the same."""
         if self._active:
-            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(self._active).decode()
+            inherited = [msgspec.structs.replace(each, inherited=True) for each in self._active]
+            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(inherited).decode()
         elif self._inherited is not None:
             os.environ[BROADCAST_VARIABLE] = self._inherited
         else:
@@ -281,6 +306,14 @@ class StateTap:
         if not self._failed:
             self._failed = True
             logger.exception("a state was not broadcast; later failures are not logged")
+
+
+class _Route(NamedTuple):
+    """Which way events go: options that share one share a publisher."""
+
+    relay: str | None
+    key: str
+    insecure: bool
 
 
 class _EventState(msgspec.Struct, frozen=True):
@@ -306,8 +339,9 @@ def _to_ns(timestamp: Any) -> int:
     return (int(timestamp.timestamp()) * 1_000_000 + int(timestamp.microsecond)) * 1000
 
 
-def _relay_of(options: BroadcastOptions) -> tuple[str | None, bool]:
-    return options.endpoint or os.environ.get(ENDPOINT_VARIABLE) or None, options.insecure
+def _route_of(options: BroadcastOptions) -> _Route:
+    relay = options.endpoint or os.environ.get(ENDPOINT_VARIABLE) or None
+    return _Route(relay, options.key, options.insecure)
 
 
 process_tap = StateTap()
