@@ -6,88 +6,24 @@ import logging
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import prefect
 import pytest
-from prefect import flow, get_client, task
-from prefect.cache_policies import INPUTS
-from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+from prefect import flow, task
 
 import zfast
+from soak_states import Told, assert_api_agrees, inner, run
 from zfast.errors import ConfigError
-from zfast.events.event import StateEvent
 from zfast.events.publisher import Publisher
-from zfast.events.subscription import Subscription
 from zfast.prefect import internals, state_tap
-
-TASKS = 8
-#: The API learns of task runs' states from events.
-API_S = 20.0
-
-
-class Boom(BaseException):
-    """Ends a task run as Crashed."""
-
-
-@task
-def works(number: int) -> int:
-    return number
-
-
-@task(retries=1)
-def works_later(number: int) -> int:
-    if prefect.runtime.task_run.run_count < 2:
-        raise ValueError("not yet")
-    return number
-
-
-@task
-def fails(number: int) -> int:
-    raise RuntimeError("never")
-
-
-@task(cache_policy=INPUTS, persist_result=True)
-def cached(number: int) -> int:
-    return number
-
-
-@task
-def crashes() -> None:
-    raise Boom
 
 
 @task
 async def works_async(number: int) -> int:
     return number
-
-
-@flow
-def inner() -> int:
-    return works(1)
-
-
-@flow
-def eventful(salt: int) -> str:
-    futures: list[Any] = []
-    for number in range(TASKS):
-        futures += [works.submit(number), works_later.submit(number), fails.submit(number)]
-    cached(salt)
-    cached(salt)
-    try:
-        crashes()
-    except Boom:
-        pass
-    inner()
-    for future in futures:
-        future.wait()
-    return "done"
 
 
 @flow
@@ -100,35 +36,6 @@ def failing() -> None:
     raise RuntimeError("no flow")
 
 
-class Told:
-    """What a subscriber was told, in order."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self._subscription = Subscription()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._subscription.close()
-        self._thread.join()
-
-    def states(self) -> dict[tuple[str, str], list[tuple[str, str]]]:
-        """Names and ids of the states of each run, kind and id."""
-        runs = defaultdict(list)
-        for event in self.events:
-            assert isinstance(event, StateEvent), event
-            runs[event.kind, event.run_id].append((event.state_name, event.state_id))
-        return dict(runs)
-
-    def names(self) -> set[tuple[str, str]]:
-        return {(event.name, event.state_name) for event in self.events}
-
-    def _read(self) -> None:
-        with self._subscription as events:
-            self.events.extend(events)
-
-
 @pytest.fixture
 def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator[Told]:
     runtime = tmp_path_factory.mktemp("run")
@@ -138,47 +45,20 @@ def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator
     told.end()
 
 
-def assert_api_agrees(states: dict[tuple[str, str], list[tuple[str, str]]]) -> None:
-    deadline = time.monotonic() + API_S
-    with get_client(sync_client=True) as client:
-        for (kind, run_id), told in states.items():
-            read = (
-                client.read_task_run_states if kind == "task-run" else client.read_flow_run_states
-            )
-            while True:
-                known = sorted(read(UUID(run_id)), key=lambda state: state.timestamp)
-                api = [(state.name, str(state.id)) for state in known]
-                if api == told or time.monotonic() > deadline:
-                    break
-                time.sleep(0.2)
-            assert told == api, f"{kind} {run_id}"
-
-
-RUNNERS: dict[str, Callable[[], Any]] = {
-    "thread": lambda: ThreadPoolTaskRunner(max_workers=2),
-    "process": lambda: ProcessPoolTaskRunner(max_workers=2),
-    "zfast": lambda: zfast.ZfastTaskRunner(max_workers=2),
-}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize(("runner", "n_killed"), [("thread", 0), ("process", 0), ("zfast", 1)])
 def test_each_run_has_the_states_that_the_api_has(
-    runner: str, prefect_api: str, told: Told
+    runner: str, n_killed: int, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with zfast.broadcast():
-        state = eventful.with_options(task_runner=RUNNERS[runner]())(
-            time.time_ns(), return_state=True
-        )
-    assert state.is_completed()
-    states = told.states()
-    assert len(states) == 3 * TASKS + 3 + 1 + 2  # task runs; the inner one; two flow runs
-    assert told.names() >= {
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")  # set by the run
+    states = run(runner, 14, n_killed)
+    told = {(run[2], name) for run, states_ in states.items() for name, _ in states_}
+    assert told >= {
         ("works", "Completed"), ("works_later", "Retrying"), ("fails", "Failed"),
         ("cached", "Cached"), ("crashes", "Crashed"), ("eventful", "Running"),
         ("eventful", "Pending"), ("eventful", "Completed"), ("inner", "Completed"),
     }  # fmt: skip
-    assert {event.flow_name for event in told.events} == {"eventful", "inner"}
-    assert_api_agrees(states)
+    if n_killed:
+        assert told >= {("dies_once", "Completed"), ("dies_always", "Crashed")}
 
 
 def test_async_flows_and_flows_that_fail(prefect_api: str, told: Told) -> None:

@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from zfast.cli.event_options import HERE, Flag, Source
+from zfast.events.event import Kind
 from zfast.metrics import DEFAULT_PORT, PrometheusPage
 
 
@@ -29,7 +30,7 @@ def metrics(
     json
         Print the page's address as JSON.
     """
-    subscription = source.subscribe()
+    subscription = source.subscribe(kinds=[kind.value for kind in Kind])
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     with subscription as events, PrometheusPage(port, host) as page:
         url = f"http://{host}:{page.port}/metrics"

@@ -20,6 +20,7 @@ from rich.live import Live
 from zfast.cli.event_options import HERE, Flag, Source
 from zfast.cli.top_screen import as_figures, draw, terminal_size
 from zfast.errors import RecvTimeoutError
+from zfast.events.event import Kind
 from zfast.events.subscription import Subscription
 from zfast.events.tally import Tally
 
@@ -50,7 +51,7 @@ def top(
     json
         Each picture as a JSON object on a line.
     """
-    subscription = source.subscribe(flows=flow or ())
+    subscription = source.subscribe(flows=flow or (), kinds=[kind.value for kind in Kind])
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     tally = Tally()
     with subscription as events:

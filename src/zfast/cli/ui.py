@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import logging
 import signal
 import sys
 import threading
@@ -16,8 +17,10 @@ import msgspec
 
 from zfast.cli.event_options import HERE, Flag, Source
 from zfast.errors import ConfigError, RecvTimeoutError
-from zfast.events.event import Gap, StateEvent
+from zfast.events.event import Gap, Kind, StateEvent, WorkerEvent
 from zfast.events.subscription import Subscription
+
+logger = logging.getLogger("zfast.events")
 
 DEFAULT_PORT = 7411
 #: Pages that may be open at one time.
@@ -53,7 +56,7 @@ def ui(
         Print the page's address as JSON.
     """
     source.subscribe().__exit__(None, None, None)  # a wrong argument is told now, not to a page
-    server = PageServer(port, source.subscribe)
+    server = PageServer(port, lambda: source.subscribe(kinds=[kind.value for kind in Kind]))
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     line = msgspec.json.encode({"url": server.url}).decode() if json else f"page at {server.url}"
     sys.stdout.write(line + "\n")
@@ -89,6 +92,11 @@ class PageServer(ThreadingHTTPServer):
                 hint="choose another port",
             ) from error
         self.url = f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that goes in the midst of an answer is no error; what is one is logged."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            logger.exception("a request from %s failed", client_address)
 
     def stop(self) -> None:
         """End ``serve_forever``; returns at once, for it may be called within it."""
@@ -165,6 +173,8 @@ def _gather(events: Subscription) -> list[dict[str, Any]]:
         if isinstance(event, StateEvent):
             late_ms = None if event.replayed else (time.time_ns() - event.state_ns) / 1e6
             batch.append({"event": "state", "late_ms": late_ms, **msgspec.structs.asdict(event)})
+        elif isinstance(event, WorkerEvent):
+            batch.append({"event": "worker", **msgspec.structs.asdict(event)})
         elif isinstance(event, Gap):
             batch.append({"event": "gap", "lost": event.lost})
     return batch

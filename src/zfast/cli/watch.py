@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from zfast.cli.event_options import HERE, Flag, Source
-from zfast.events.event import Event, Gap, PublisherJoined, StateEvent
+from zfast.events.event import Event, Gap, PublisherJoined, StateEvent, WorkerEvent
 
 _STYLES = {
     "COMPLETED": "green",
@@ -50,7 +50,7 @@ def watch(
     state
         A state's name or type, such as Retrying or FAILED.
     kind
-        task-run or flow-run.
+        task-run, flow-run or worker.
     snapshot
         First show the current states of runs.
     count
@@ -77,7 +77,7 @@ def watch(
                 sys.stdout.flush()
             else:
                 console.print(_as_line(event))
-            shown += isinstance(event, StateEvent)
+            shown += isinstance(event, StateEvent | WorkerEvent)
             if count is not None and shown >= count:
                 return
 
@@ -89,6 +89,9 @@ def _as_json(event: Event) -> str:
 
 
 def _as_line(event: Event) -> Text:
+    if isinstance(event, WorkerEvent):
+        state = event.state_name.lower()
+        return Text(f"– {event.worker} {state}  {event.flow_name}", style="dim")
     if not isinstance(event, StateEvent):
         text = f"{_name(event)} {event.publisher[:8]}"
         if isinstance(event, Gap):
@@ -113,4 +116,6 @@ def _as_line(event: Event) -> Text:
 def _name(event: Event) -> str:
     if isinstance(event, Gap):
         return "gap"
+    if isinstance(event, WorkerEvent):
+        return "worker"
     return "joined" if isinstance(event, PublisherJoined) else "left"

@@ -23,7 +23,7 @@ import zmq
 
 from zfast.events.arrivals import CONTROL_NAME, EVENTS_NAME, announce
 from zfast.events.desk import ControlDesk
-from zfast.events.event import StateEvent
+from zfast.events.event import Published
 from zfast.events.frames import EventFrame, encode_body, pack_frame
 from zfast.events.memory import EventMemory
 from zfast.events.messages import Welcome
@@ -37,7 +37,7 @@ from zfast.security.client_security import ClientSecurity
 PIPE_HWM = 100_000
 #: How long ``close`` waits for subscribers to have everything.
 CLOSE_S = 1.0
-_OTHER_FLOW = "(other)"
+_OTHER_FLOW = _OTHER_STATE = "(other)"
 
 
 class Publisher:
@@ -102,7 +102,7 @@ class Publisher:
             thread.start()
         self._desk.expected |= announce(self.endpoint, self._parent)
 
-    def publish(self, event: StateEvent) -> None:
+    def publish(self, event: Published) -> None:
         """Publish one event; returns at once, and never waits for a subscriber.
 
         ``published_ns`` and ``monotonic_ns`` are set here.
@@ -149,13 +149,13 @@ class Publisher:
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self._folder.path / name}"
 
-    def _topic(self, event: StateEvent) -> bytes:
+    def _topic(self, event: Published) -> bytes:
         key = (event.environment, event.kind, event.flow_name, event.state_name)
         topic = self._topics.get(key)
         if topic is None:
             topic = make_topic(key)
             if not self._memory.knows(topic):
-                return make_topic((event.environment, event.kind, _OTHER_FLOW, event.state_type))
+                return make_topic((event.environment, event.kind, _OTHER_FLOW, _OTHER_STATE))
             self._topics[key] = topic
         return topic
 

@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.arrivals import Arrivals
-from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent, WorkerEvent
 from zfast.events.feed import Feed
 from zfast.events.filters import Filters
 from zfast.events.runtime_folder import user_folder
@@ -45,7 +45,8 @@ class Subscription:
         topics: ``task-run``, ``task-run/my-flow`` or ``flow-run/my-flow/Failed``; any of them.
         flows: Names of flows; any of them.
         tasks: Names of tasks; any of them. Flow runs' events do not match.
-        kinds: ``task-run``, ``flow-run``; both if none is given.
+        kinds: ``task-run``, ``flow-run``; both if none is given. ``worker``: how workers of
+            ``ZfastTaskRunner`` fare, once a second, as ``WorkerEvent``.
         states: Names or types of states, such as ``Retrying`` or ``FAILED``, whatever their case.
         runs: Ids of task runs or flow runs; a flow run's task runs match it too.
         snapshot: Deliver the current states of runs at first.
@@ -270,7 +271,7 @@ class Subscription:
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, StateEvent):
+            if isinstance(event, StateEvent | WorkerEvent):
                 if self._filters.match(event):
                     self._ready.append(event)
             elif self._membership or not isinstance(event, PublisherJoined | PublisherLeft):

@@ -57,6 +57,8 @@ class Dispatcher:
         self._context: Blob | None = None
         self._cancelled: dict[bytes, WorkerError] = {}
         self._next_recall = float("inf")
+        #: Jobs that were begun again because their worker died.
+        self.n_replays = 0
 
     @property
     def n_jobs(self) -> int:
@@ -181,6 +183,7 @@ class Dispatcher:
         fallout = self._attempts.end_worker(worker.routing_id, worker.slate.begun, cause)
         for job in fallout.begun:
             self._cancelled.pop(job.job_id, None)  # too late
+            self.n_replays += 1
             job.tell_replay(self._attempts.attempt(job), cause)
         self._queue_again([*fallout.begun, *fallout.untouched])
         for job, deaths in fallout.given_up:

@@ -39,6 +39,7 @@ from zfast.runner.protocol import (
 )
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.staffing import Staffing
+from zfast.runner.statistics import ProcessStatistics, collect
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
 from zfast.sharing import exchange
@@ -155,6 +156,15 @@ class Hub:
     def leases(self) -> LeaseTable:
         """Who may read what, for tests and statistics."""
         return self._desk.table
+
+    def statistics(self, take: Callable[[list[ProcessStatistics]], None]) -> None:
+        """Call ``take`` on the hub's thread with how its processes fare; never after its end."""
+
+        def tell() -> None:
+            if not self._finished.is_set():
+                take(collect(self._pool, self._dispatcher, self._desk.table))
+
+        self._command(tell)
 
     def _command(self, command: Command) -> None:
         if self._pid != os.getpid():
