@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import prefect
 import pytest
 from prefect import flow, task
@@ -71,6 +73,43 @@ def test_async_flows_and_flows_that_fail(prefect_api: str, told: Told) -> None:
         ("works_async", "Completed"), ("eventful-async", "Completed"), ("failing", "Failed")
     }  # fmt: skip
     assert_api_agrees(told.states())
+
+
+@task
+def makes(nbytes: int) -> Any:
+    return np.ones(nbytes, np.uint8)
+
+
+@task
+def sums(array: Any) -> int:
+    time.sleep(1.2)  # workers tell how they fare once a second
+    return int(array.sum())
+
+
+@flow(task_runner=zfast.ZfastTaskRunner(max_workers=2))
+def hands_over(nbytes: int) -> int:
+    return sums.submit(makes.submit(nbytes)).result()
+
+
+def test_hand_overs_and_workers_are_told(prefect_api: str, told: Told) -> None:
+    nbytes = 8 << 20
+    with Subscription(kinds=["worker"]) as workers:
+        with zfast.broadcast():
+            assert hands_over(nbytes) == nbytes
+        fared: list[Any] = []
+        while not fared or fared[-1].state_name != "Gone":
+            fared.append(workers.recv(20))
+    (made,) = {event.run_id for event in told.events if event.name == "makes"}
+    (given,) = [e.inputs for e in told.events if e.name == "sums" and e.state_name == "Running"]
+    assert [each.run_id for each in given] == [made]
+    shared = given[0].shared_nbytes
+    # Where memory cannot be shared, it travels.
+    assert shared == nbytes or given[0].copied_nbytes >= nbytes
+    assert {event.flow_name for event in fared} == {"hands-over"}
+    assert {event.state_name for event in fared} >= {"Driver", "Gone"}
+    assert any(event.worker == f"{socket.gethostname()}:{os.getpid()}" for event in fared)
+    assert any(event.memory_nbytes > 1 << 20 for event in fared)
+    assert not shared or any(event.arena_nbytes >= nbytes for event in fared)
 
 
 def test_only_what_was_chosen_is_broadcast(prefect_api: str, told: Told) -> None:

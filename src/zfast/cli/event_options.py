@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from zfast.events.sockets import client_security
 from zfast.events.subscription import Subscription, chosen_endpoint
 
 Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
+#: Of a page; 0 lets the system choose.
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 

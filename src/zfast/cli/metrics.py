@@ -7,14 +7,14 @@ import sys
 
 import msgspec
 
-from zfast.cli.event_options import HERE, Flag, Source
+from zfast.cli.event_options import HERE, Flag, Port, Source
 from zfast.events.event import Kind
 from zfast.metrics import DEFAULT_PORT, PrometheusPage
 
 
 def metrics(
     *,
-    port: int = DEFAULT_PORT,
+    port: Port = DEFAULT_PORT,
     host: str = "127.0.0.1",
     json: Flag = False,
     source: Source = HERE,

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from zfast.cli.event_options import HERE, Flag, Source
+from zfast.cli.event_options import HERE, Flag, Port, Source
 from zfast.errors import ConfigError, RecvTimeoutError
 from zfast.events.event import Gap, Kind, StateEvent, WorkerEvent
 from zfast.events.subscription import Subscription
@@ -42,7 +42,7 @@ _HEADERS = {
 
 def ui(
     *,
-    port: int = DEFAULT_PORT,
+    port: Port = DEFAULT_PORT,
     json: Flag = False,
     source: Source = HERE,
 ) -> None:

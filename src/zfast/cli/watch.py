@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.text import Text
 
@@ -33,7 +34,7 @@ def watch(
     state: Annotated[list[str] | None, Parameter(negative="")] = None,
     kind: Annotated[list[str] | None, Parameter(negative="")] = None,
     snapshot: bool = True,
-    count: int | None = None,
+    count: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     json: Flag = False,
     source: Source = HERE,
 ) -> None:
