@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import zfast
 from soak_states import Told, assert_api_agrees, inner, run
 from zfast.errors import ConfigError
 from zfast.events.publisher import Publisher
+from zfast.events.subscription import Subscription
 from zfast.prefect import internals, state_tap
 
 
