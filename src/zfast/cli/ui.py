@@ -78,7 +78,8 @@ class PageServer(ThreadingHTTPServer):
         ConfigError: The port is taken.
     """
 
-    daemon_threads = True
+    #: ``server_close`` waits for the pages' threads, whose sockets end with the process.
+    daemon_threads = False
 
     def __init__(self, port: int, open_subscription: Callable[[], Subscription]) -> None:
         self.open_subscription = open_subscription
@@ -106,6 +107,8 @@ class PageServer(ThreadingHTTPServer):
 
 class _PageHandler(BaseHTTPRequestHandler):
     server: PageServer
+    #: Seconds that a page may keep us waiting.
+    timeout = 5
 
     def do_GET(self) -> None:
         # A name that leads here from elsewhere is not ours: a page of its could read the events.
