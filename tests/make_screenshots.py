@@ -74,6 +74,7 @@ def take(output: Path, n_years: int) -> None:
                 color_scheme=scheme,  # type: ignore[arg-type]
                 viewport={"width": 1240, "height": 830},
                 device_scale_factor=1.5,
+                bypass_csp=True,  # for what we wait for
             )
             pages[scheme].goto(url)
             pages[scheme].wait_for_selector("#link.on")
