@@ -119,9 +119,9 @@ def eventful(n_tasks: int, n_killed: int, folder: Path) -> str:
 class Told:
     """What a subscriber was told, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, **filters: Any) -> None:
         self.events: list[Any] = []
-        self._subscription = Subscription()
+        self._subscription = Subscription(**filters)
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 

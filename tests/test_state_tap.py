@@ -21,7 +21,6 @@ import zfast
 from soak_states import Told, assert_api_agrees, inner, run
 from zfast.errors import ConfigError
 from zfast.events.publisher import Publisher
-from zfast.events.subscription import Subscription
 from zfast.prefect import internals, state_tap
 
 
@@ -95,12 +94,13 @@ def hands_over(nbytes: int) -> int:
 
 def test_hand_overs_and_workers_are_told(prefect_api: str, told: Told) -> None:
     nbytes = 8 << 20
-    with Subscription(kinds=["worker"]) as workers:
+    workers = Told(kinds=["worker"])
+    try:
         with zfast.broadcast():
             assert hands_over(nbytes) == nbytes
-        fared: list[Any] = []
-        while not fared or fared[-1].state_name != "Gone":
-            fared.append(workers.recv(20))
+    finally:
+        workers.end()
+    fared = workers.events
     (made,) = {event.run_id for event in told.events if event.name == "makes"}
     (given,) = [e.inputs for e in told.events if e.name == "sums" and e.state_name == "Running"]
     assert [each.run_id for each in given] == [made]
