@@ -10,6 +10,8 @@
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
     python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, beside honest clients
     python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
+    python3 dev.py soak-states   a flow of 300 tasks with faults: states told against the API's
+    python3 dev.py screenshots   pictures of the live views; needs Chromium
 
 The first call makes a virtual environment in ``.venv``; later ones rebuild what changed.
 """
@@ -39,6 +41,8 @@ EXTRAS = {
     "soak-runner": "test",
     "soak-events": "test",
     "soak-security": "test",
+    "soak-states": "test",
+    "screenshots": "test",
 }
 SANITIZED_TESTS = (
     "tests/test_wire_format.py",
@@ -75,6 +79,8 @@ def main(arguments: list[str]) -> int:
         "soak-runner": soak_runner,
         "soak-events": soak_events,
         "soak-security": soak_security,
+        "soak-states": soak_states,
+        "screenshots": screenshots,
     }[command]
     return run_command(rest)
 
@@ -158,6 +164,16 @@ def soak_events(arguments: list[str]) -> int:
 def soak_security(arguments: list[str]) -> int:
     """Run the soak test of guarded sockets."""
     return run(PYTHON, Path("tests") / "soak_security.py", *arguments)
+
+
+def soak_states(arguments: list[str]) -> int:
+    """Compare the states that a subscriber is told with those that Prefect's API has."""
+    return run(PYTHON, Path("tests") / "soak_states.py", *arguments)
+
+
+def screenshots(arguments: list[str]) -> int:
+    """Take pictures of the live views for the documentation."""
+    return run(PYTHON, Path("tests") / "make_screenshots.py", *arguments)
 
 
 def prepare(extras: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,14 +15,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 import zfast
 from events_process import make_event
-from zfast.errors import ConfigError, RecvTimeoutError
+from zfast.context import process_context
+from zfast.errors import ConfigError, RecvTimeoutError, TransportError
 from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.frames import pack_frame
+from zfast.events.messages import Ask, Beat, Hello, History, encode_message
 from zfast.events.publisher import Publisher
 from zfast.events.reactions import on_event, wait_for_state, when
 from zfast.events.relay import Relay
+from zfast.events.relay_link import relay_endpoints
 from zfast.events.runtime_folder import owned_folders
 from zfast.events.subscription import Subscription
 
@@ -454,3 +461,72 @@ def test_a_second_relay_at_the_same_path_is_refused(folder: Path) -> None:
     url = f"ipc://{folder}/relay"
     with Relaying(url), pytest.raises(ConfigError, match="already"):
         Relay(url)
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_garbage_at_a_relays_ports_changes_nothing(folder: Path) -> None:
+    noise = os.urandom(3000)
+    frame = pack_frame(b"a/b/c/d/", b"p" * 16, (2**64 - 1,) * 5, noise)
+    messages: list[list[bytes]] = [
+        [b""],
+        [noise],
+        [b"\x01" + noise],
+        [frame],
+        [frame[:40]],
+        [b"~~~\0" + noise],
+        [encode_message(Beat(publisher=b"", position=-1, leaving=True))],
+        [encode_message(History(publisher=b"p" * 16)), noise, frame],
+        [encode_message(Ask(number=-1, prefixes=[noise], seen={b"": [1, 2, 3]}))],
+        [encode_message(Hello()), *[noise] * 50],
+    ]
+    with (
+        Relaying("tcp://127.0.0.1:*") as url,
+        Publisher(folder=folder, relay=url, insecure=True) as publisher,
+        Subscription(url, insecure=True) as events,
+    ):
+        events.wait_joined()
+        with contextlib.ExitStack() as opened:
+            for endpoint, kind in zip(
+                relay_endpoints(url), (zmq.DEALER, zmq.XSUB, zmq.PUSH), strict=True
+            ):
+                host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+                with socket.create_connection((host, int(port))) as stranger:
+                    stranger.sendall(noise)
+                peer = opened.enter_context(
+                    process_context().socket(zmq.XPUB if kind == zmq.PUSH else kind)
+                )
+                peer.linger = 0
+                peer.connect(endpoint)
+                for _ in range(20):  # a connection may take a moment
+                    for message in messages:
+                        with contextlib.suppress(zmq.ZMQError):
+                            peer.send_multipart(message, zmq.DONTWAIT)
+                    time.sleep(0.005)
+            for number in range(100):
+                publisher.publish(make_event(number))
+            assert numbers(take(events, 100)) == list(range(100))
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_a_second_relay_at_the_same_port_is_refused(folder: Path) -> None:
+    with Relaying("tcp://127.0.0.1:*") as url, pytest.raises(TransportError, match="in use"):
+        Relay(url, insecure=True)
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_what_publishes_nothing_readable_is_bounded_and_forgotten(folder: Path) -> None:
+    """Publishers that send one event and no history cost a little for 10 s, and are few."""
+    with Relaying(f"ipc://{folder}/relay") as url:
+        peer = process_context().socket(zmq.PUB)
+        peer.linger = 0
+        peer.connect(relay_endpoints(url)[2])
+        with (
+            Subscription(url) as events,
+            Publisher(folder=folder, relay=url) as publisher,
+        ):
+            events.wait_joined()
+            for number in range(6000):
+                peer.send(pack_frame(b"a/b/c/d/", number.to_bytes(16, "big"), (1,) * 5, b"\x80"))
+            publisher.publish(make_event(1))
+            assert numbers(take(events, 1)) == [1]
+        peer.close(0)

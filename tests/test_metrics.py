@@ -19,7 +19,7 @@ from rich.console import Console
 from events_process import make_event
 from zfast.cli.top_screen import draw
 from zfast.errors import ConfigError
-from zfast.events.event import Gap, StateEvent
+from zfast.events.event import Gap, Input, StateEvent, WorkerEvent
 from zfast.events.publisher import Publisher
 from zfast.events.tally import RUNS, Tally
 from zfast.metrics import EventMetrics, PrometheusPage
@@ -48,6 +48,50 @@ def events() -> list[StateEvent | Gap]:
     return [*made, Gap(publisher="", lost=3)]
 
 
+def given() -> StateEvent:
+    """A task run that was given 5 MiB in place and 1 MiB as a copy."""
+    event = make_event(9)
+    event.inputs = [Input(run_id="run-1", shared_nbytes=5 << 20, copied_nbytes=1 << 20)]
+    event.handover_ns = 2_000_000
+    return event
+
+
+def driver(replays: int) -> WorkerEvent:
+    return WorkerEvent(
+        environment="default", worker="host:1", state_name="Driver", flow_name="etl",
+        flow_run_id="flow-run-1", memory_nbytes=100 << 20, arena_nbytes=64 << 20, leases=3,
+        queued=4, replays=replays,
+    )  # fmt: skip
+
+
+def test_hand_overs_and_workers_are_counted() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    counted = EventMetrics(provider.get_meter("test"))
+    tally = Tally()
+    for event in (given(), driver(replays=1), driver(replays=3), driver(replays=3)):
+        counted.add(event)
+        tally.add(event, now_s=100.0)
+    data = reader.get_metrics_data()
+    assert data is not None
+    values = {
+        (metric.name, *(point.attributes or {}).values()): getattr(point, "value", None)
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        for point in metric.data.data_points
+    }
+    assert values["zfast.handover.bytes", "etl", "descriptor"] == 5 << 20
+    assert values["zfast.handover.bytes", "etl", "copy"] == 1 << 20
+    assert values["zfast.task.redeliveries", "etl"] == 3
+    assert values["zfast.worker.memory", "host:1"] == 100 << 20
+    assert values["zfast.runner.queue", "etl"] == 4
+    provider.shutdown()
+    assert tally.handover_rate(now_s=101.0) == pytest.approx((6 << 20) / 10)
+    assert (tally.shared_nbytes, tally.copied_nbytes) == (5 << 20, 1 << 20)
+    vitals = tally.workers["host:1"].vitals
+    assert vitals is not None
+    assert vitals.queued == 4
+
+
 def test_instruments_count_what_events_tell() -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader])
@@ -70,7 +114,7 @@ def test_instruments_count_what_events_tell() -> None:
 
 def test_the_page_is_what_the_dashboard_asks_for() -> None:
     with PrometheusPage(port=0) as page:
-        for event in events():
+        for event in [*events(), given(), driver(replays=1)]:
             page.metrics.add(event)
         with urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics") as answer:
             text = answer.read().decode()

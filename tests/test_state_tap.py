@@ -4,90 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
+import numpy as np
 import prefect
 import pytest
-from prefect import flow, get_client, task
-from prefect.cache_policies import INPUTS
-from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+from prefect import flow, task
 
 import zfast
+from soak_states import Told, assert_api_agrees, inner, run
 from zfast.errors import ConfigError
-from zfast.events.event import StateEvent
 from zfast.events.publisher import Publisher
-from zfast.events.subscription import Subscription
 from zfast.prefect import internals, state_tap
-
-TASKS = 8
-#: The API learns of task runs' states from events.
-API_S = 20.0
-
-
-class Boom(BaseException):
-    """Ends a task run as Crashed."""
-
-
-@task
-def works(number: int) -> int:
-    return number
-
-
-@task(retries=1)
-def works_later(number: int) -> int:
-    if prefect.runtime.task_run.run_count < 2:
-        raise ValueError("not yet")
-    return number
-
-
-@task
-def fails(number: int) -> int:
-    raise RuntimeError("never")
-
-
-@task(cache_policy=INPUTS, persist_result=True)
-def cached(number: int) -> int:
-    return number
-
-
-@task
-def crashes() -> None:
-    raise Boom
 
 
 @task
 async def works_async(number: int) -> int:
     return number
-
-
-@flow
-def inner() -> int:
-    return works(1)
-
-
-@flow
-def eventful(salt: int) -> str:
-    futures: list[Any] = []
-    for number in range(TASKS):
-        futures += [works.submit(number), works_later.submit(number), fails.submit(number)]
-    cached(salt)
-    cached(salt)
-    try:
-        crashes()
-    except Boom:
-        pass
-    inner()
-    for future in futures:
-        future.wait()
-    return "done"
 
 
 @flow
@@ -100,35 +39,6 @@ def failing() -> None:
     raise RuntimeError("no flow")
 
 
-class Told:
-    """What a subscriber was told, in order."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self._subscription = Subscription()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._subscription.close()
-        self._thread.join()
-
-    def states(self) -> dict[tuple[str, str], list[tuple[str, str]]]:
-        """Names and ids of the states of each run, kind and id."""
-        runs = defaultdict(list)
-        for event in self.events:
-            assert isinstance(event, StateEvent), event
-            runs[event.kind, event.run_id].append((event.state_name, event.state_id))
-        return dict(runs)
-
-    def names(self) -> set[tuple[str, str]]:
-        return {(event.name, event.state_name) for event in self.events}
-
-    def _read(self) -> None:
-        with self._subscription as events:
-            self.events.extend(events)
-
-
 @pytest.fixture
 def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator[Told]:
     runtime = tmp_path_factory.mktemp("run")
@@ -138,47 +48,20 @@ def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator
     told.end()
 
 
-def assert_api_agrees(states: dict[tuple[str, str], list[tuple[str, str]]]) -> None:
-    deadline = time.monotonic() + API_S
-    with get_client(sync_client=True) as client:
-        for (kind, run_id), told in states.items():
-            read = (
-                client.read_task_run_states if kind == "task-run" else client.read_flow_run_states
-            )
-            while True:
-                known = sorted(read(UUID(run_id)), key=lambda state: state.timestamp)
-                api = [(state.name, str(state.id)) for state in known]
-                if api == told or time.monotonic() > deadline:
-                    break
-                time.sleep(0.2)
-            assert told == api, f"{kind} {run_id}"
-
-
-RUNNERS: dict[str, Callable[[], Any]] = {
-    "thread": lambda: ThreadPoolTaskRunner(max_workers=2),
-    "process": lambda: ProcessPoolTaskRunner(max_workers=2),
-    "zfast": lambda: zfast.ZfastTaskRunner(max_workers=2),
-}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize(("runner", "n_killed"), [("thread", 0), ("process", 0), ("zfast", 1)])
 def test_each_run_has_the_states_that_the_api_has(
-    runner: str, prefect_api: str, told: Told
+    runner: str, n_killed: int, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with zfast.broadcast():
-        state = eventful.with_options(task_runner=RUNNERS[runner]())(
-            time.time_ns(), return_state=True
-        )
-    assert state.is_completed()
-    states = told.states()
-    assert len(states) == 3 * TASKS + 3 + 1 + 2  # task runs; the inner one; two flow runs
-    assert told.names() >= {
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")  # set by the run
+    states = run(runner, 14, n_killed)
+    told = {(run[2], name) for run, states_ in states.items() for name, _ in states_}
+    assert told >= {
         ("works", "Completed"), ("works_later", "Retrying"), ("fails", "Failed"),
         ("cached", "Cached"), ("crashes", "Crashed"), ("eventful", "Running"),
         ("eventful", "Pending"), ("eventful", "Completed"), ("inner", "Completed"),
     }  # fmt: skip
-    assert {event.flow_name for event in told.events} == {"eventful", "inner"}
-    assert_api_agrees(states)
+    if n_killed:
+        assert told >= {("dies_once", "Completed"), ("dies_always", "Crashed")}
 
 
 def test_async_flows_and_flows_that_fail(prefect_api: str, told: Told) -> None:
@@ -191,6 +74,44 @@ def test_async_flows_and_flows_that_fail(prefect_api: str, told: Told) -> None:
         ("works_async", "Completed"), ("eventful-async", "Completed"), ("failing", "Failed")
     }  # fmt: skip
     assert_api_agrees(told.states())
+
+
+@task
+def makes(nbytes: int) -> Any:
+    return np.ones(nbytes, np.uint8)
+
+
+@task
+def sums(array: Any) -> int:
+    time.sleep(1.2)  # workers tell how they fare once a second
+    return int(array.sum())
+
+
+@flow(task_runner=zfast.ZfastTaskRunner(max_workers=2))
+def hands_over(nbytes: int) -> int:
+    return sums.submit(makes.submit(nbytes)).result()
+
+
+def test_hand_overs_and_workers_are_told(prefect_api: str, told: Told) -> None:
+    nbytes = 8 << 20
+    workers = Told(kinds=["worker"])
+    try:
+        with zfast.broadcast():
+            assert hands_over(nbytes) == nbytes
+    finally:
+        workers.end()
+    fared = workers.events
+    (made,) = {event.run_id for event in told.events if event.name == "makes"}
+    (given,) = [e.inputs for e in told.events if e.name == "sums" and e.state_name == "Running"]
+    assert [each.run_id for each in given] == [made]
+    shared = given[0].shared_nbytes
+    # Where memory cannot be shared, it travels.
+    assert shared == nbytes or given[0].copied_nbytes >= nbytes
+    assert {event.flow_name for event in fared} == {"hands-over"}
+    assert {event.state_name for event in fared} >= {"Driver", "Gone"}
+    assert any(event.worker == f"{socket.gethostname()}:{os.getpid()}" for event in fared)
+    assert any(event.memory_nbytes > 1 << 20 for event in fared)
+    assert not shared or any(event.arena_nbytes >= nbytes for event in fared)
 
 
 def test_only_what_was_chosen_is_broadcast(prefect_api: str, told: Told) -> None:

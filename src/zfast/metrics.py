@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import metrics
 
 from zfast.errors import ConfigError
-from zfast.events.event import Event, Gap, StateEvent
+from zfast.events.event import Event, Gap, StateEvent, WorkerEvent
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
@@ -35,6 +35,13 @@ class EventMetrics:
     ``zfast.state.duration``              histogram  s that task runs were running; flow, task
     ``zfast.runs.active``                 up-down    runs under way; environment, kind, flow
     ``zfast.events.missing``              counter    events that were told to be missing
+    ``zfast.handover.bytes``              counter    inputs of task runs; flow, path
+    ``zfast.handover.duration``           histogram  s until a task run had its inputs; flow
+    ``zfast.task.redeliveries``           counter    task runs begun again, worker dead; flow
+    ``zfast.worker.memory``               gauge      bytes; worker
+    ``zfast.worker.arena``                gauge      bytes of shared memory; worker
+    ``zfast.worker.leases``               gauge      publications it reads; worker
+    ``zfast.runner.queue``                gauge      task runs that have not ended; flow
     ====================================  =========  ==================================
 
     Args:
@@ -64,12 +71,41 @@ class EventMetrics:
         self._missing = meter.create_counter(
             "zfast.events.missing", description="Events that were lost on their way"
         )
+        self._handed_over = meter.create_counter(
+            "zfast.handover.bytes",
+            unit="By",
+            description="Inputs of task runs, by path: descriptor or copy",
+        )
+        self._handover = meter.create_histogram(
+            "zfast.handover.duration",
+            unit="s",
+            description="How long task runs waited for their inputs",
+            explicit_bucket_boundaries_advisory=_LATENCY_S,
+        )
+        self._redeliveries = meter.create_counter(
+            "zfast.task.redeliveries", description="Task runs whose worker died, begun again"
+        )
+        self._memory = meter.create_gauge(
+            "zfast.worker.memory", unit="By", description="Memory, without what is shared"
+        )
+        self._arena = meter.create_gauge(
+            "zfast.worker.arena", unit="By", description="Shared memory that a process owns"
+        )
+        self._leases = meter.create_gauge(
+            "zfast.worker.leases", description="Publications that a process reads"
+        )
+        self._queue = meter.create_gauge(
+            "zfast.runner.queue", description="Task runs with a runner that have not ended"
+        )
+        self._replays: OrderedDict[str, int] = OrderedDict()
         self._runs: OrderedDict[str, StateEvent] = OrderedDict()
 
     def add(self, event: Event) -> None:
         """Count one event."""
         if isinstance(event, Gap):
             self._missing.add(max(1, event.lost))
+        if isinstance(event, WorkerEvent):
+            self._add_worker(event)
         if not isinstance(event, StateEvent):
             return
         where = {
@@ -83,6 +119,7 @@ class EventMetrics:
         if not event.replayed:
             # What was there before is no transition of ours.
             self._transitions.add(1, {**where, "state": event.state_name, "type": event.state_type})
+            self._add_handover(event)
             self._latency.record(
                 max(0.0, (time.time_ns() - event.state_ns) / 1e9),
                 {"environment": event.environment, "kind": event.kind},
@@ -95,6 +132,29 @@ class EventMetrics:
         self._runs[event.run_id] = event
         if len(self._runs) > RUNS:
             self._runs.popitem(last=False)
+
+    def _add_handover(self, event: StateEvent) -> None:
+        flow = {"flow": event.flow_name}
+        if event.inputs and event.handover_ns:
+            shared = sum(each.shared_nbytes for each in event.inputs)
+            copied = sum(each.copied_nbytes for each in event.inputs)
+            self._handed_over.add(shared, {**flow, "path": "descriptor"})
+            self._handed_over.add(copied, {**flow, "path": "copy"})
+            self._handover.record(event.handover_ns / 1e9, flow)
+
+    def _add_worker(self, event: WorkerEvent) -> None:
+        worker = {"worker": event.worker}
+        self._memory.set(event.memory_nbytes, worker)
+        self._arena.set(event.arena_nbytes, worker)
+        self._leases.set(event.leases, worker)
+        if event.state_name == "Driver":
+            flow = {"flow": event.flow_name}
+            self._queue.set(event.queued, flow)
+            before = self._replays.get(event.flow_run_id, 0)
+            self._redeliveries.add(max(0, event.replays - before), flow)
+            self._replays[event.flow_run_id] = event.replays
+            if len(self._replays) > RUNS:
+                self._replays.popitem(last=False)
 
 
 class PrometheusPage:

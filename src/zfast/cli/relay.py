@@ -4,39 +4,68 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
+from zfast.cli.event_options import Environment, Flag
+from zfast.errors import ConfigError
 from zfast.events.relay import Relay
+from zfast.security.server_security import ServerSecurity
 
 
 def relay(
     endpoint: str,
     /,
     *,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    environment: Environment = None,
+    folder: Annotated[Path | None, Parameter(show_default=False)] = None,
+    insecure: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Forward events from many publishers to many subscribers, until Ctrl-C or SIGTERM.
 
-    Publishers and subscribers name it by ZFAST_EVENTS_ENDPOINT or their argument ``endpoint``.
+    Publishers and subscribers name it by ZFAST_EVENTS_ENDPOINT or their argument ``endpoint``. On
+    tcp it is for one environment: who may come in, and what for, is in the key folder.
 
     Parameters
     ----------
     endpoint
         tcp://host:port, which takes the two ports after it too, or ipc:///path.
+    environment
+        Such as prod.  [default: ZFAST_ENVIRONMENT, else default]
+    folder
+        The key folder.  [default: ZFAST_KEYS, else ~/.config/zfast/keys]
     insecure
         Allow tcp of the loopback interface that nothing guards.
     json
         Print the endpoint as JSON.
     """
-    made = Relay(endpoint, insecure=insecure)
+    security = None
+    if endpoint.startswith("tcp:") and not insecure:
+        try:
+            security = ServerSecurity.load(environment, folder=folder)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"keys need {error.name}", hint="pip install 'zfast[security]'"
+            ) from error
+    elif environment is not None or folder is not None:
+        raise ConfigError(
+            "environment and folder are for a relay on tcp with keys",
+            hint="a relay on ipc passes every environment of its user",
+        )
+    made = Relay(endpoint, security=security, insecure=insecure)
     signal.signal(signal.SIGTERM, lambda *_: made.stop())
+    what = f"events of {security.environment}" if security is not None else "events"
     if json:
         sys.stdout.write(msgspec.json.encode({"endpoint": made.endpoint}).decode() + "\n")
     else:
-        sys.stdout.write(f"relaying events at {made.endpoint}\n")
+        sys.stdout.write(f"relaying {what} at {made.endpoint}\n")
     sys.stdout.flush()
-    made.run()
+    try:
+        made.run()
+    finally:
+        if security is not None:
+            security.close()

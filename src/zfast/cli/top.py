@@ -17,8 +17,10 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.live import Live
 
+from zfast.cli.event_options import HERE, Flag, Source
 from zfast.cli.top_screen import as_figures, draw, terminal_size
 from zfast.errors import RecvTimeoutError
+from zfast.events.event import Kind
 from zfast.events.subscription import Subscription
 from zfast.events.tally import Tally
 
@@ -28,13 +30,11 @@ _BACKSPACE = ("\x7f", "\b")
 
 def top(
     *,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     flow: Annotated[list[str] | None, Parameter(negative="")] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
     interval: Annotated[float, Parameter(validator=Number(gte=0.1))] = 0.5,
-    once: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    once: Flag = False,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Show flows, tasks by state, throughput, latencies and workers, until q or Ctrl-C.
 
@@ -42,14 +42,8 @@ def top(
 
     Parameters
     ----------
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
     flow
         A flow's name; give it several times for several.
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
     interval
         Seconds between two pictures.
     once
@@ -57,9 +51,7 @@ def top(
     json
         Each picture as a JSON object on a line.
     """
-    subscription = Subscription(
-        endpoint, environment=environment, flows=flow or (), insecure=insecure
-    )
+    subscription = source.subscribe(flows=flow or (), kinds=[kind.value for kind in Kind])
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     tally = Tally()
     with subscription as events:

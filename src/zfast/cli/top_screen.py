@@ -8,13 +8,14 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import psutil
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from zfast.events.event import FINAL_TYPES
-from zfast.events.tally import COLUMNS, FlowTally, Percentiles, Tally
+from zfast.events.tally import COLUMNS, FlowTally, Percentiles, Tally, WorkerTally
 
 _STYLES = {
     "PENDING": "magenta",
@@ -25,7 +26,7 @@ _STYLES = {
     "CANCELLED": "yellow",
 }
 #: Lines that are neither flows nor workers.
-_FIXED_LINES = 8
+_FIXED_LINES = 9
 _MIN_LINES = 3
 
 
@@ -69,6 +70,11 @@ def as_figures(tally: Tally) -> dict[str, Any]:
         "latency": asdict(tally.latency()),
         "task_durations": asdict(tally.durations()),
         "tasks": dict(tally.totals()),
+        "handover": {
+            "bytes_per_s": round(tally.handover_rate()),
+            "shared_nbytes": tally.shared_nbytes,
+            "copied_nbytes": tally.copied_nbytes,
+        },
         "flows": {
             run_id: {
                 "name": flow.name,
@@ -81,7 +87,11 @@ def as_figures(tally: Tally) -> dict[str, Any]:
             for run_id, flow in tally.flows.items()
         },
         "workers": {
-            name: {"running": len(worker.running), "ended": worker.ended}
+            name: {
+                "running": len(worker.running),
+                "ended": worker.ended,
+                "vitals": msgspec.structs.asdict(worker.vitals) if worker.vitals else None,
+            }
             for name, worker in tally.workers.items()
         },
     }
@@ -100,6 +110,12 @@ def _headline(tally: Tally) -> Text:
     text.append(_percentiles(tally.latency()))
     text.append("    task ms  ")
     text.append(_percentiles(tally.durations()))
+    text.append("\nhand-over   ")
+    text.append(f"{tally.handover_rate() / 1e9:.2f} GB/s", style="bold")
+    text.append(f"  {_nbytes(tally.shared_nbytes)} in place  {_nbytes(tally.copied_nbytes)} copied")
+    queued = sum(each.vitals.queued for each in tally.workers.values() if each.vitals)
+    if queued:
+        text.append(f"    {queued} queued")
     text.append("\n")
     for column in COLUMNS:
         if totals[column]:
@@ -131,14 +147,33 @@ def _flow_table(flows: list[FlowTally], width: int) -> Table:
     return table
 
 
-def _worker_table(workers: list[tuple[str, Any]], width: int) -> Table:
+def _worker_table(workers: list[tuple[str, WorkerTally]], width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold")
     table.add_column("process", ratio=1, no_wrap=True, overflow="ellipsis")
-    for title in ("running", "ended", "memory"):
-        table.add_column(title, justify="right", width=9)
+    table.add_column("state", width=8, no_wrap=True)
+    for title, columns in (
+        ("run", 4), ("ended", 6), ("memory", 9), ("arena", 9), ("lent", 9), ("leases", 6)
+    ):  # fmt: skip
+        table.add_column(title, justify="right", width=columns)
     for name, worker in workers:
-        table.add_row(Text(name), str(len(worker.running)), str(worker.ended), _memory(name))
+        vitals = worker.vitals
+        told = (
+            (_nbytes(vitals.memory_nbytes), _nbytes(vitals.arena_nbytes),
+             _nbytes(vitals.lent_nbytes), str(vitals.leases))
+            if vitals is not None
+            else (_memory(name), "–", "–", "–")
+        )  # fmt: skip
+        state = vitals.state_name.lower() if vitals is not None else ""
+        table.add_row(Text(name), state, str(len(worker.running)), str(worker.ended), *told)
     return table
+
+
+def _nbytes(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} GiB"
 
 
 def _count(number: int, style: str) -> Text:

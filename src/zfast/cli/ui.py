@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import logging
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from cyclopts import Parameter
 
+from zfast.cli.event_options import HERE, Flag, Port, Source
 from zfast.errors import ConfigError, RecvTimeoutError
-from zfast.events.event import Gap, StateEvent
+from zfast.events.event import Gap, Kind, StateEvent, WorkerEvent
 from zfast.events.subscription import Subscription
+
+logger = logging.getLogger("zfast.events")
 
 DEFAULT_PORT = 7411
 #: Pages that may be open at one time.
@@ -39,11 +42,9 @@ _HEADERS = {
 
 def ui(
     *,
-    port: int = DEFAULT_PORT,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    port: Port = DEFAULT_PORT,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Serve a page of what runs, live, on this host's loopback interface, until Ctrl-C.
 
@@ -51,21 +52,11 @@ def ui(
     ----------
     port
         Of the page; 0 lets the system choose.
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
     json
         Print the page's address as JSON.
     """
-
-    def open_subscription() -> Subscription:
-        return Subscription(endpoint, environment=environment, insecure=insecure)
-
-    open_subscription().__exit__(None, None, None)  # a wrong argument is told now, not to a page
-    server = PageServer(port, open_subscription)
+    source.subscribe().__exit__(None, None, None)  # a wrong argument is told now, not to a page
+    server = PageServer(port, lambda: source.subscribe(kinds=[kind.value for kind in Kind]))
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     line = msgspec.json.encode({"url": server.url}).decode() if json else f"page at {server.url}"
     sys.stdout.write(line + "\n")
@@ -87,7 +78,8 @@ class PageServer(ThreadingHTTPServer):
         ConfigError: The port is taken.
     """
 
-    daemon_threads = True
+    #: ``server_close`` waits for the pages' threads, whose sockets end with the process.
+    daemon_threads = False
 
     def __init__(self, port: int, open_subscription: Callable[[], Subscription]) -> None:
         self.open_subscription = open_subscription
@@ -102,6 +94,11 @@ class PageServer(ThreadingHTTPServer):
             ) from error
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that goes in the midst of an answer is no error; what is one is logged."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            logger.exception("a request from %s failed", client_address)
+
     def stop(self) -> None:
         """End ``serve_forever``; returns at once, for it may be called within it."""
         self.ending.set()
@@ -110,6 +107,8 @@ class PageServer(ThreadingHTTPServer):
 
 class _PageHandler(BaseHTTPRequestHandler):
     server: PageServer
+    #: Seconds that a page may keep us waiting.
+    timeout = 5
 
     def do_GET(self) -> None:
         # A name that leads here from elsewhere is not ours: a page of its could read the events.
@@ -177,6 +176,8 @@ def _gather(events: Subscription) -> list[dict[str, Any]]:
         if isinstance(event, StateEvent):
             late_ms = None if event.replayed else (time.time_ns() - event.state_ns) / 1e6
             batch.append({"event": "state", "late_ms": late_ms, **msgspec.structs.asdict(event)})
+        elif isinstance(event, WorkerEvent):
+            batch.append({"event": "worker", **msgspec.structs.asdict(event)})
         elif isinstance(event, Gap):
             batch.append({"event": "gap", "lost": event.lost})
     return batch

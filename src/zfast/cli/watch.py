@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.text import Text
 
-from zfast.events.event import Event, Gap, PublisherJoined, StateEvent
-from zfast.events.subscription import Subscription
+from zfast.cli.event_options import HERE, Flag, Source
+from zfast.events.event import Event, Gap, PublisherJoined, StateEvent, WorkerEvent
 
 _STYLES = {
     "COMPLETED": "green",
@@ -28,16 +29,14 @@ _STYLES = {
 
 def watch(
     *,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     flow: Annotated[list[str] | None, Parameter(negative="")] = None,
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
     state: Annotated[list[str] | None, Parameter(negative="")] = None,
     kind: Annotated[list[str] | None, Parameter(negative="")] = None,
-    endpoint: str | None = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
     snapshot: bool = True,
-    count: int | None = None,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    count: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    json: Flag = False,
+    source: Source = HERE,
 ) -> None:
     """Show the states of runs as they happen, until Ctrl-C.
 
@@ -45,8 +44,6 @@ def watch(
 
     Parameters
     ----------
-    environment
-        Which one; '*' is every one.  [default: that of ZFAST_ENVIRONMENT, else default]
     flow
         A flow's name; give it several times for several.
     task
@@ -54,11 +51,7 @@ def watch(
     state
         A state's name or type, such as Retrying or FAILED.
     kind
-        task-run or flow-run.
-    endpoint
-        A relay's.  [default: every publisher of yours on this host]
-    insecure
-        Allow a relay on tcp of the loopback interface that nothing guards.
+        task-run, flow-run or worker.
     snapshot
         First show the current states of runs.
     count
@@ -66,16 +59,13 @@ def watch(
     json
         A JSON object a line.
     """
-    subscription = Subscription(
-        endpoint,
-        environment=environment,
+    subscription = source.subscribe(
         flows=flow or (),
         tasks=task or (),
         states=state or (),
         kinds=kind or (),
         snapshot=snapshot,
         membership=True,
-        insecure=insecure,
     )
     # What stops a service stops this one cleanly too.
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
@@ -88,7 +78,7 @@ def watch(
                 sys.stdout.flush()
             else:
                 console.print(_as_line(event))
-            shown += isinstance(event, StateEvent)
+            shown += isinstance(event, StateEvent | WorkerEvent)
             if count is not None and shown >= count:
                 return
 
@@ -100,6 +90,9 @@ def _as_json(event: Event) -> str:
 
 
 def _as_line(event: Event) -> Text:
+    if isinstance(event, WorkerEvent):
+        state = event.state_name.lower()
+        return Text(f"– {event.worker} {state}  {event.flow_name}", style="dim")
     if not isinstance(event, StateEvent):
         text = f"{_name(event)} {event.publisher[:8]}"
         if isinstance(event, Gap):
@@ -124,4 +117,6 @@ def _as_line(event: Event) -> Text:
 def _name(event: Event) -> str:
     if isinstance(event, Gap):
         return "gap"
+    if isinstance(event, WorkerEvent):
+        return "worker"
     return "joined" if isinstance(event, PublisherJoined) else "left"

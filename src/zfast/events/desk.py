@@ -11,7 +11,7 @@ from threading import Lock
 
 import zmq
 
-from zfast.errors import ProtocolError
+from zfast.errors import AccessDeniedError, ProtocolError
 from zfast.events.memory import EventMemory
 from zfast.events.messages import (
     SNAPSHOT_FRAMES,
@@ -22,11 +22,13 @@ from zfast.events.messages import (
     Marker,
     Ping,
     Positions,
+    Refusal,
     Snapshot,
     Welcome,
     decode_message,
     encode_message,
 )
+from zfast.events.relay_doors import key_of
 from zfast.events.topics import RESERVED
 
 logger = logging.getLogger("zfast.events")
@@ -57,7 +59,8 @@ class ControlDesk:
         lock: Held while memories are read; and while a marker is sent, so that it comes after all
             events that its counts contain.
         send: Sends one frame the way that the events go.
-        granted: The prefixes that the holder of a key may read; None is everything for everyone.
+        check: Raises ``AccessDeniedError`` if the holder of a key may not read a prefix; None is
+            everything for everyone.
     """
 
     def __init__(
@@ -67,14 +70,14 @@ class ControlDesk:
         memories: Mapping[bytes, EventMemory],
         lock: Lock,
         send: Callable[[bytes], None],
-        granted: Callable[[str], list[bytes]] | None = None,
+        check: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._control = control
         self._welcome = welcome
         self._memories = memories
         self._lock = lock
         self._send = send
-        self._granted = granted
+        self._check_prefix = check
         self._peers: dict[bytes, _Peer] = {}
         #: Subscribers that were told of us and have not come yet.
         self.expected: set[str] = set()
@@ -86,7 +89,7 @@ class ControlDesk:
         """Answer everything that lies in the socket.
 
         Args:
-            other: Takes the routing id, ``User-Id``, message and frames of what is not for a desk.
+            other: Takes the routing id, key, message and frames of what is not for a desk.
         """
         while True:
             try:
@@ -98,11 +101,14 @@ class ControlDesk:
                 if not rest:
                     raise ProtocolError("a control message has no frame")
                 message = decode_message(rest[0])
-                user_id = self._user_id(frames[-1]) if self._granted else ""
-                if not self._answer(routing_id, user_id, message) and other is not None:
-                    other(routing_id, user_id, message, rest[1:])
+                key = key_of(frames[-1])
+                if not self._answer(routing_id, key, message) and other is not None:
+                    other(routing_id, key, message, rest[1:])
             except ProtocolError as error:
                 logger.debug("a control message was refused: %s", error)
+            except AccessDeniedError as error:
+                self._peers.pop(routing_id, None)
+                self.reply(routing_id, Refusal(reason=error.message))
 
     def end(self) -> None:
         """Tell every subscriber that no more events come."""
@@ -123,7 +129,7 @@ class ControlDesk:
                 [routing_id, encode_message(message), *frames], zmq.DONTWAIT
             )
 
-    def _answer(self, routing_id: bytes, user_id: str, message: ControlMessage) -> bool:
+    def _answer(self, routing_id: bytes, key: str, message: ControlMessage) -> bool:
         if isinstance(message, Hello):
             self.expected.discard(message.listener)
             # It is waited for from now on, though it has no place among the events yet.
@@ -133,13 +139,13 @@ class ControlDesk:
             if message.source != self._welcome.source:
                 self.reply(routing_id, self._welcome)
                 return True
-            self._check(user_id, message.prefixes)
+            self._check(key, message.prefixes)
             peer = _Peer(message.nonce, message.prefixes, time.monotonic())
             self._peers[routing_id] = peer
             self._forget_silent()
             self._mark(peer)
         elif isinstance(message, Ask):
-            self._check(user_id, message.prefixes)
+            self._check(key, message.prefixes)
             self._tell(routing_id, message)
         elif isinstance(message, Bye):
             self._peers.pop(routing_id, None)
@@ -176,22 +182,12 @@ class ControlDesk:
             self.reply(routing_id, Snapshot(number=ask.number), *part)
         self.reply(routing_id, Snapshot(number=ask.number, positions=positions))
 
-    def _check(self, user_id: str, prefixes: list[bytes]) -> None:
-        if self._granted is None:
-            return
-        granted = self._granted(user_id)
-        for prefix in prefixes:
-            if not any(prefix.startswith(allowed) for allowed in granted):
-                raise ProtocolError(f"a subscriber may not read {prefix!r}")
+    def _check(self, key: str, prefixes: list[bytes]) -> None:
+        if self._check_prefix is not None:
+            for prefix in prefixes:
+                self._check_prefix(key, prefix)
 
     def _forget_silent(self) -> None:
         earliest = time.monotonic() - 4 * PEER_S
         for routing_id in [key for key, peer in self._peers.items() if peer.heard_s < earliest]:
             del self._peers[routing_id]
-
-    @staticmethod
-    def _user_id(frame: zmq.Frame) -> str:
-        try:
-            return str(frame.get("User-Id"))
-        except zmq.ZMQError:
-            return ""

@@ -20,6 +20,25 @@ class Kind(str, Enum):
 
     TASK_RUN = "task-run"
     FLOW_RUN = "flow-run"
+    WORKER = "worker"
+
+
+#: What a subscriber is given that names no kinds.
+RUN_KINDS = (Kind.TASK_RUN, Kind.FLOW_RUN)
+
+
+class Input(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A result that was handed over to a task run.
+
+    Attributes:
+        run_id: The task run that made it.
+        shared_nbytes: Bytes of it that stayed where they were made, and are read there.
+        copied_nbytes: Bytes of it that travelled.
+    """
+
+    run_id: str
+    shared_nbytes: int = 0
+    copied_nbytes: int = 0
 
 
 class StateEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -42,6 +61,9 @@ class StateEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
         run_count: How many times the run has begun.
         tags: Sorted.
         worker: ``host:pid`` of the process that reported it.
+        inputs: With Running: results of other task runs that it was given. Their bytes are known
+            where ``ZfastTaskRunner`` handed them over.
+        handover_ns: With Running: how long it took to have the inputs, their memory mapped.
         published_ns: When it was published, by the wall clock.
         monotonic_ns: The same on the host's monotonic clock, which nobody sets back; 0 if unknown.
         publisher: The process start that published it, 32 hexadecimal digits. Not in the body.
@@ -65,6 +87,8 @@ class StateEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     run_count: int = 0
     tags: list[str] = []
     worker: str = ""
+    inputs: list[Input] = []
+    handover_ns: int = 0
     published_ns: int = 0
     monotonic_ns: int = 0
     publisher: str = ""
@@ -75,6 +99,56 @@ class StateEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     def is_final(self) -> bool:
         """Whether no other state follows, unless someone forces one."""
         return self.state_type in FINAL_TYPES
+
+
+class WorkerEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a worker of a ``ZfastTaskRunner`` fares, or the process of its flow; once a second.
+
+    Attributes:
+        version: Of these fields.
+        kind: ``worker``.
+        environment: As that of the flow's states.
+        worker: ``host:pid``.
+        state_name: ``Driver``, ``Starting``, ``Idle``, ``Busy``, or ``Gone``, which is its last.
+        flow_name: The flow that it works for.
+        flow_run_id: Its run.
+        memory_nbytes: Its memory, without what it shares with others.
+        arena_nbytes: Shared memory that it owns.
+        lent_nbytes: Bytes of it that somebody has a lease on.
+        leases: How many publications it has leases on.
+        queued: Of a driver: how many task runs are with the runner and have not ended.
+        replays: Of a driver: how many task runs have begun again because their worker died.
+        published_ns: As of a state; the others that are not here too.
+    """
+
+    environment: str
+    worker: str
+    state_name: str
+    kind: str = Kind.WORKER.value
+    version: int = EVENT_VERSION
+    flow_name: str = ""
+    flow_run_id: str = ""
+    memory_nbytes: int = 0
+    arena_nbytes: int = 0
+    lent_nbytes: int = 0
+    leases: int = 0
+    queued: int = 0
+    replays: int = 0
+    published_ns: int = 0
+    monotonic_ns: int = 0
+    publisher: str = ""
+    sequence: int = 0
+    replayed: bool = False
+
+    @property
+    def run_id(self) -> str:
+        """What it is about, as a publisher remembers the last word on it."""
+        return self.worker
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no other follows."""
+        return self.state_name == "Gone"
 
 
 class Gap(msgspec.Struct, kw_only=True, frozen=True):
@@ -101,4 +175,5 @@ class PublisherLeft(msgspec.Struct, kw_only=True, frozen=True):
     publisher: str
 
 
-Event: TypeAlias = StateEvent | Gap | PublisherJoined | PublisherLeft
+Published: TypeAlias = StateEvent | WorkerEvent
+Event: TypeAlias = Published | Gap | PublisherJoined | PublisherLeft

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zmq
 
-from zfast.errors import ProtocolError
+from zfast.errors import AccessDeniedError, ProtocolError, ZfastError
 from zfast.events.event import Event
 from zfast.events.follower import Follower, Phase
 from zfast.events.frames import EventFrame, unpack_frame
@@ -19,6 +19,7 @@ from zfast.events.messages import (
     ControlMessage,
     Hello,
     Marker,
+    Refusal,
     Snapshot,
     Welcome,
     decode_message,
@@ -26,8 +27,9 @@ from zfast.events.messages import (
 )
 from zfast.events.relay_link import relay_endpoints
 from zfast.events.runtime_folder import is_owned
-from zfast.events.sockets import Guard, connect_socket, open_socket
+from zfast.events.sockets import Handshakes, connect_socket, open_socket
 from zfast.events.topics import RESERVED
+from zfast.security.client_security import ClientSecurity
 
 logger = logging.getLogger("zfast.events")
 
@@ -49,6 +51,10 @@ class Feed:
         url: Its control endpoint.
         is_local: It is in the user's folder, and ends with its process.
         listener: By which name a publisher may have told us of itself.
+        security: Keys for tcp.
+
+    Attributes:
+        refusal: Why no more can come: our key, or what was asked for, is refused.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Feed:
         truth: bool,
         is_local: bool,
         listener: str = "",
-        guard: Guard | None = None,
+        security: ClientSecurity | None = None,
         insecure: bool = False,
     ) -> None:
         self.url = url
@@ -68,15 +74,19 @@ class Feed:
         self._follower = Follower(prefixes, is_new=is_new, truth=truth)
         self._folder = Path(url.removeprefix("ipc://")).parent if is_local else None
         self._listener = listener
-        self._guard, self._insecure = guard, insecure
+        self._security, self._insecure = security, insecure
+        self.refusal: ZfastError | None = None
+        self._handshakes: Handshakes | None = None
         self.control = open_socket(zmq.DEALER)
         self.control.immediate = True
-        try:
-            connect_socket(self.control, url, guard=guard, insecure=insecure)
-        except BaseException:
-            self.control.close(0)
-            raise
         self.events: zmq.Socket[bytes] | None = None
+        try:
+            if security is not None:
+                self._handshakes = Handshakes(self.control, url, security)
+            connect_socket(self.control, url, security=security, insecure=insecure)
+        except BaseException:
+            self._close_sockets(0)
+            raise
         self._heard_s = time.monotonic()
         self._next_s = 0.0
         self._asked_s = 0.0
@@ -97,8 +107,16 @@ class Feed:
         """When to call ``tick``, on the monotonic clock."""
         return self._next_s
 
+    @property
+    def sources(self) -> list[zmq.Socket[bytes]]:
+        """Those that are readable when there is something to ``read``."""
+        news = self._handshakes.news if self._handshakes is not None else None
+        return [source for source in (self.control, self.events, news) if source is not None]
+
     def read(self) -> list[Event]:
         """Take what has come."""
+        if self._handshakes is not None:
+            self.refusal = self._handshakes.error() or self.refusal
         events = self._read_control()
         events += self._read_events()
         self._send_ask()
@@ -137,7 +155,12 @@ class Feed:
     def close(self) -> None:
         """Say farewell and close the sockets."""
         self._say(Bye(nonce=self._follower.nonce))
-        self.control.close(100)
+        self._close_sockets(100)
+
+    def _close_sockets(self, linger_ms: int) -> None:
+        if self._handshakes is not None:
+            self._handshakes.close()
+        self.control.close(linger_ms)
         if self.events is not None:
             self.events.close(0)
 
@@ -157,6 +180,8 @@ class Feed:
             if isinstance(message, Welcome):
                 if self._follower.welcome(message):
                     self._connect_events(message)
+            elif isinstance(message, Refusal):
+                self.refusal = AccessDeniedError(f"{self.url} refused us: {message.reason}")
             elif isinstance(message, Snapshot):
                 events += self._follower.answer(message, self._unpack_all(frames))
 
@@ -195,7 +220,7 @@ class Feed:
             self.events.subscribe(prefix)
         # The last of them: once its markers come, so do the events.
         self.events.subscribe(RESERVED + self._follower.nonce)
-        connect_socket(self.events, url, guard=self._guard, insecure=self._insecure)
+        connect_socket(self.events, url, security=self._security, insecure=self._insecure)
         self._next_s = 0.0
 
     def _send_ask(self) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from zfast.errors import ConfigError
-from zfast.events.event import Kind, StateEvent
+from zfast.events.event import RUN_KINDS, Kind, Published, StateEvent
 from zfast.events.messages import MAX_PREFIXES
 from zfast.events.topics import PARTS, level_of, make_topic, parse_pattern, without_overlaps
 
@@ -46,8 +46,10 @@ class Filters:
         self._runs = frozenset(str(run) for run in runs)
         self.prefixes = _prefixes(environment, topics, self._flows, self._kinds)
 
-    def match(self, event: StateEvent) -> bool:
+    def match(self, event: Published) -> bool:
         """Whether an event under one of the prefixes is wanted."""
+        if not isinstance(event, StateEvent):
+            return event.kind in self._kinds and (not self._flows or event.flow_name in self._flows)
         return (
             event.kind in self._kinds
             and (not self._flows or event.flow_name in self._flows)
@@ -68,7 +70,7 @@ def current_environment() -> str:
 
 def _check_kinds(kinds: Sequence[str], *, only_tasks: bool) -> frozenset[str]:
     known = frozenset(kind.value for kind in Kind)
-    chosen = frozenset(kinds) or known
+    chosen = frozenset(kinds) or frozenset(kind.value for kind in RUN_KINDS)
     if not chosen <= known:
         raise ConfigError(
             f"{sorted(chosen - known)} are no kinds of events", hint=f"known: {sorted(known)}"
@@ -92,7 +94,7 @@ def _prefixes(
         wanted = [root + parse_pattern(topic) for topic in topics]
     elif flows and len(flows) * len(kinds) <= MAX_PREFIXES:
         wanted = [root + make_topic([kind, flow]) for kind in kinds for flow in flows]
-    elif len(kinds) < len(Kind):
+    elif kinds != frozenset(kind.value for kind in RUN_KINDS):
         wanted = [root + make_topic([kind]) for kind in kinds]
     else:
         wanted = [root]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from zfast.errors import ProtocolError, VersionMismatchError
-from zfast.events.event import StateEvent
+from zfast.events.event import Kind, Published, StateEvent, WorkerEvent
 
 MAGIC = b"ZE"
 #: Of the frame; a body's version is its own.
@@ -23,6 +23,8 @@ PUBLISHER_ID_NBYTES = 16
 _HEADER = struct.Struct("<2sBx16s5Q")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(StateEvent)
+_worker_decoder = msgspec.msgpack.Decoder(WorkerEvent)
+_WORKER = b"/" + Kind.WORKER.value.encode() + b"/"
 
 
 class EventFrame(NamedTuple):
@@ -71,19 +73,22 @@ def unpack_frame(frame: bytes) -> EventFrame:
     return EventFrame(topic, publisher, tuple(counts), rest[_HEADER.size :], frame)
 
 
-def encode_body(event: StateEvent) -> bytes:
+def encode_body(event: Published) -> bytes:
     """The event's fields as MessagePack."""
     return _encoder.encode(event)
 
 
-def decode_event(frame: EventFrame) -> StateEvent:
+def decode_event(frame: EventFrame) -> Published:
     """The event of a frame; fields of a newer version are skipped.
 
     Raises:
         ProtocolError: The body is no event.
     """
+    start = frame.topic.find(b"/")
+    is_worker = frame.topic.startswith(_WORKER, start)
+    event: Published
     try:
-        event = _decoder.decode(frame.body)
+        event = (_worker_decoder if is_worker else _decoder).decode(frame.body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(
             f"an event's body cannot be read: {error}",

@@ -10,6 +10,7 @@
     Ask(seen)                      ──▶
                                    ◀──      Snapshot…, each with frames of events after it
     Bye                            ──▶      I have all that you had, or go
+                                   ◀──      Refusal: you may not read that
 
     publisher (DEALER)                      relay (ROUTER)
     Beat(publisher, positions)     ──▶
@@ -104,6 +105,12 @@ class Bye(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     nonce: bytes = b""
 
 
+class Refusal(msgspec.Struct, tag=True, kw_only=True, frozen=True):
+    """What a Ping or an Ask asks for is not the subscriber's to have."""
+
+    reason: str
+
+
 class Beat(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """A publisher lives, and has published so many."""
 
@@ -126,7 +133,7 @@ class History(msgspec.Struct, tag=True, kw_only=True, frozen=True):
 
 
 ControlMessage: TypeAlias = (
-    Hello | Welcome | Ping | Marker | Ask | Snapshot | Bye | Beat | BeatHeard | History
+    Hello | Welcome | Ping | Marker | Ask | Snapshot | Bye | Refusal | Beat | BeatHeard | History
 )
 
 _decoder = msgspec.msgpack.Decoder(ControlMessage)

@@ -23,20 +23,21 @@ import zmq
 
 from zfast.events.arrivals import CONTROL_NAME, EVENTS_NAME, announce
 from zfast.events.desk import ControlDesk
-from zfast.events.event import StateEvent
+from zfast.events.event import Published
 from zfast.events.frames import EventFrame, encode_body, pack_frame
 from zfast.events.memory import EventMemory
 from zfast.events.messages import Welcome
 from zfast.events.relay_link import RelayLink
 from zfast.events.runtime_folder import PUBLISHER, OwnedFolder, user_folder
-from zfast.events.sockets import Guard, bind_socket, open_socket
+from zfast.events.sockets import bind_socket, client_security, open_socket
 from zfast.events.topics import make_topic
+from zfast.security.client_security import ClientSecurity
 
 #: Events on their way from ``publish`` to the forwarder, which takes some 2 µs for each.
 PIPE_HWM = 100_000
 #: How long ``close`` waits for subscribers to have everything.
 CLOSE_S = 1.0
-_OTHER_FLOW = "(other)"
+_OTHER_FLOW = _OTHER_STATE = "(other)"
 
 
 class Publisher:
@@ -45,11 +46,12 @@ class Publisher:
     Args:
         folder: The folder to be found in, instead of the user's own.
         relay: The endpoint of a relay to publish through as well.
-        guard: Security for tcp.
+        security: Keys for a relay on tcp; None is this host's own, see docs/security.md.
         insecure: Allow a relay on tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError, TransportError: Its sockets cannot be opened.
+        ConfigError, TransportError: Its sockets cannot be opened; the relay takes keys, and there
+            are none. That the relay refuses ours is logged.
 
     Threads: any. In a forked child, ``publish`` and ``close`` do nothing.
     """
@@ -59,7 +61,7 @@ class Publisher:
         *,
         folder: Path | None = None,
         relay: str | None = None,
-        guard: Guard | None = None,
+        security: ClientSecurity | None = None,
         insecure: bool = False,
     ) -> None:
         self.id = uuid.uuid4().bytes
@@ -68,6 +70,8 @@ class Publisher:
         self._closed = False
         self._memory = EventMemory()
         self._topics: dict[tuple[str, str, str, str], bytes] = {}
+        if relay:
+            security = client_security(relay, security, insecure=insecure)
         self._parent = folder or user_folder()
         with contextlib.ExitStack() as undo:
             self._folder = OwnedFolder(PUBLISHER, self._parent)
@@ -77,7 +81,7 @@ class Publisher:
             self._control = undo.enter_context(open_socket(zmq.ROUTER))
             self.endpoint = bind_socket(self._control, self._endpoint(CONTROL_NAME))
             self._relay = (
-                RelayLink(self.id, relay, self._memory, self._lock, guard, insecure)
+                RelayLink(self.id, relay, self._memory, self._lock, security, insecure)
                 if relay
                 else None
             )
@@ -98,7 +102,7 @@ class Publisher:
             thread.start()
         self._desk.expected |= announce(self.endpoint, self._parent)
 
-    def publish(self, event: StateEvent) -> None:
+    def publish(self, event: Published) -> None:
         """Publish one event; returns at once, and never waits for a subscriber.
 
         ``published_ns`` and ``monotonic_ns`` are set here.
@@ -145,13 +149,13 @@ class Publisher:
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self._folder.path / name}"
 
-    def _topic(self, event: StateEvent) -> bytes:
+    def _topic(self, event: Published) -> bytes:
         key = (event.environment, event.kind, event.flow_name, event.state_name)
         topic = self._topics.get(key)
         if topic is None:
             topic = make_topic(key)
             if not self._memory.knows(topic):
-                return make_topic((event.environment, event.kind, _OTHER_FLOW, event.state_type))
+                return make_topic((event.environment, event.kind, _OTHER_FLOW, _OTHER_STATE))
             self._topics[key] = topic
         return topic
 

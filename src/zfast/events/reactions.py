@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from zfast.errors import ChannelClosedError, RecvTimeoutError
+from zfast.errors import RecvTimeoutError, ZfastError
 from zfast.events.event import Event, StateEvent
 from zfast.events.subscription import Subscription
 
@@ -67,6 +67,7 @@ class Reaction:
         self._subscription = subscription
         self._react = react
         self._joined = threading.Event()
+        self._error: ZfastError | None = None
         self._thread = threading.Thread(target=self._run, name="zfast-reaction", daemon=True)
         self._thread.start()
 
@@ -81,9 +82,10 @@ class Reaction:
 
         Raises:
             RecvTimeoutError: A publisher does not answer in time.
+            HandshakeError, AccessDeniedError: A relay refuses us.
         """
         if not self._joined.wait(timeout):
-            raise RecvTimeoutError("a publisher does not answer")
+            raise self._error or RecvTimeoutError("a publisher does not answer")
 
     def __enter__(self) -> Reaction:
         return self
@@ -94,14 +96,18 @@ class Reaction:
     def _run(self) -> None:
         with self._subscription as events:
             # A publisher that does not answer yet keeps nobody from what others say.
-            with contextlib.suppress(ChannelClosedError, RecvTimeoutError):
+            with contextlib.suppress(ZfastError):
                 events.wait_joined(1.0)
                 self._joined.set()
-            for event in events:
-                try:
-                    self._react(event)
-                except Exception:
-                    logger.exception("a reaction to %s failed", _describe(event))
+            try:
+                for event in events:
+                    try:
+                        self._react(event)
+                    except Exception:
+                        logger.exception("a reaction to %s failed", _describe(event))
+            except ZfastError as error:
+                self._error = error
+                logger.error("nothing is reacted to any more: %s", error)
 
 
 def on_event(callback: Callable[[Event], object], **subscription: Any) -> Reaction:

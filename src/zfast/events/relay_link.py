@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from threading import Lock
 
 import zmq
 
-from zfast.errors import ConfigError, ProtocolError
+from zfast.errors import AccessDeniedError, ConfigError, ProtocolError, ZfastError
 from zfast.events.memory import EventMemory
 from zfast.events.messages import (
     SNAPSHOT_FRAMES,
     Beat,
     BeatHeard,
     History,
+    Refusal,
     decode_message,
     encode_message,
 )
-from zfast.events.sockets import Guard, connect_socket, open_socket
+from zfast.events.sockets import Handshakes, connect_socket, open_socket
+from zfast.security.client_security import ClientSecurity
+
+logger = logging.getLogger("zfast.events")
 
 BEAT_S = 1.0
+#: While there is no connection it is tried so often at first.
+FIRST_PAUSE_S = 0.02
 
 
 def relay_endpoints(url: str) -> tuple[str, str, str]:
@@ -54,30 +61,36 @@ class RelayLink:
         url: str,
         memory: EventMemory,
         lock: Lock,
-        guard: Guard | None,
+        security: ClientSecurity | None,
         insecure: bool,
     ) -> None:
         self._publisher = publisher
         self._memory = memory
         self._lock = lock
-        self._guard, self._insecure = guard, insecure
+        self._security, self._insecure = security, insecure
+        self._handshakes: Handshakes | None = None
+        self._url = url
         control, _, self._events_url = relay_endpoints(url)
         self.control = open_socket(zmq.DEALER)
         self.control.immediate = True
         try:
-            connect_socket(self.control, control, guard=guard, insecure=insecure)
+            if security is not None:
+                self._handshakes = Handshakes(self.control, url, security)
+            connect_socket(self.control, control, security=security, insecure=insecure)
         except BaseException:
-            self.control.close(0)
+            self.close()
             raise
         self._relay = b""
         self._heard = -1
         self._lacking_since = -1
         self._leaving = False
         self._next_beat_s = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._has_told = False
 
     def connect_events(self, events: zmq.Socket[bytes]) -> None:
         """Connect the socket of the events, before its thread begins."""
-        connect_socket(events, self._events_url, guard=self._guard, insecure=self._insecure)
+        connect_socket(events, self._events_url, security=self._security, insecure=self._insecure)
 
     @property
     def waited_for(self) -> bool:
@@ -87,12 +100,17 @@ class RelayLink:
     def beat(self) -> int:
         """Send a beat if it is time; when to call again, in ms."""
         now = time.monotonic()
+        if self._handshakes is not None:
+            self._tell(self._handshakes.error())
         if now >= self._next_beat_s:
             sent = self._send(
                 Beat(publisher=self._publisher, position=self._position(), leaving=self._leaving)
             )
-            # Not connected yet: soon again.
-            self._next_beat_s = now + (BEAT_S if sent else 0.02)
+            # Not connected yet: soon again, but not for a relay that is not there.
+            self._pause_s = BEAT_S if sent else min(BEAT_S, self._pause_s * 1.5)
+            self._next_beat_s = now + self._pause_s
+            if sent:
+                self._pause_s = FIRST_PAUSE_S
         return max(1, int((self._next_beat_s - now) * 1000))
 
     def leave(self) -> None:
@@ -114,12 +132,21 @@ class RelayLink:
                 continue
             if isinstance(message, BeatHeard):
                 self._take(message)
+            elif isinstance(message, Refusal):
+                self._tell(AccessDeniedError(message.reason))
         if self._leaving:
             self.beat()
 
     def close(self) -> None:
         """Close its socket."""
+        if self._handshakes is not None:
+            self._handshakes.close()
         self.control.close(0)
+
+    def _tell(self, error: ZfastError | None) -> None:
+        if error is not None and not self._has_told:
+            self._has_told = True
+            logger.error("states do not reach the relay: %s", error)
 
     def _take(self, answer: BeatHeard) -> None:
         is_new = answer.relay != self._relay

@@ -1,14 +1,17 @@
-"""How the events' sockets are opened. One place, so that security has one place to come in."""
+"""How the events' sockets are opened, bound and connected: over ipc, or over tcp with keys."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import struct
+from pathlib import Path
 
 import zmq
 
 from zfast.addresses import parse_endpoint
 from zfast.context import process_context
-from zfast.errors import TransportError
+from zfast.errors import ConfigError, HandshakeError, TransportError
+from zfast.security.client_security import ClientSecurity, not_trusted, refused
+from zfast.security.same_user import admit_only_this_user, check_same_user
 
 #: Events that wait for one subscriber; those beyond are dropped, and it is told.
 SUBSCRIBER_HWM = 10_000
@@ -19,22 +22,13 @@ MAX_FRAME_NBYTES = 1 << 20
 #: How long a client waits before it connects again, at first and at most.
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 1000
+#: Handshakes in a row that come to nothing, and the other side is not who we trust. In a rotation
+#: some do.
+MAX_FAILED_HANDSHAKES = 16
 
-
-class Guard(Protocol):
-    """What security puts between the events' sockets and other hosts."""
-
-    def bind(self, guarded: zmq.Socket[bytes], url: str) -> str:
-        """Guard and bind a socket; the endpoint, with the port that the system chose."""
-
-    def connect(self, guarded: zmq.Socket[bytes], url: str) -> None:
-        """Guard a socket and connect it."""
-
-    def may_publish(self, user_id: str) -> bool:
-        """Whether the holder of a key may publish events here."""
-
-    def granted(self, user_id: str) -> list[bytes]:
-        """The prefixes that the holder of a key may read; ``[b""]`` is everything."""
+_EVENT = struct.Struct("=Hi")
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_HANDSHAKES = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _FAILED
 
 
 def open_socket(kind: int) -> zmq.Socket[bytes]:
@@ -49,18 +43,15 @@ def open_socket(kind: int) -> zmq.Socket[bytes]:
     return opened
 
 
-def bind_socket(
-    opened: zmq.Socket[bytes], url: str, *, guard: Guard | None = None, insecure: bool = False
-) -> str:
-    """Bind; the endpoint, with the port that the system chose.
+def bind_socket(opened: zmq.Socket[bytes], url: str, *, insecure: bool = False) -> str:
+    """Bind what no door guards; the endpoint, with the port that the system chose.
 
     Raises:
         ConfigError: The endpoint is malformed, or is tcp that nothing guards.
         TransportError: It cannot be bound; ``errno`` says why.
     """
-    if guard is not None and url.startswith("tcp:"):
-        return guard.bind(opened, url)
-    parse_endpoint(url, insecure=insecure)
+    endpoint = parse_endpoint(url, insecure=insecure)
+    admit_only_this_user(opened, endpoint)
     try:
         opened.bind(url)
     except zmq.ZMQError as error:
@@ -69,15 +60,92 @@ def bind_socket(
 
 
 def connect_socket(
-    opened: zmq.Socket[bytes], url: str, *, guard: Guard | None = None, insecure: bool = False
+    opened: zmq.Socket[bytes],
+    url: str,
+    *,
+    security: ClientSecurity | None = None,
+    insecure: bool = False,
 ) -> None:
     """Connect; libzmq goes on trying for as long as the socket is open.
 
     Raises:
-        ConfigError: The endpoint is malformed, or is tcp that nothing guards.
+        ConfigError: The endpoint is malformed, or is tcp that nothing guards, or there is no key.
+        TransportError: The endpoint is another user's.
     """
-    if guard is not None and url.startswith("tcp:"):
-        guard.connect(opened, url)
-        return
-    parse_endpoint(url, insecure=insecure)
-    opened.connect(url)
+    endpoint = parse_endpoint(url, insecure=insecure, guarded=security is not None)
+    check_same_user(endpoint)
+    if security is not None and endpoint.scheme == "tcp":
+        security.guard(opened, url)
+    try:
+        opened.connect(url)
+    except zmq.ZMQError as error:
+        raise ConfigError(f"cannot connect to {url}: {error}") from error
+
+
+def client_security(
+    url: str,
+    security: ClientSecurity | None,
+    *,
+    insecure: bool = False,
+    environment: str | None = None,
+    key: str = "client",
+    folder: Path | None = None,
+) -> ClientSecurity | None:
+    """What to connect to an endpoint with: what was given, else this host's keys for tcp.
+
+    Args:
+        environment: Whose keys; None is that of ``ZFAST_ENVIRONMENT``, else ``default``.
+        key: Which key pair of the key folder.
+        folder: The key folder; None is that of ``ZFAST_KEYS``, else the user's.
+
+    Raises:
+        ConfigError: It takes keys, and there are none.
+    """
+    if security is not None or insecure or not url.startswith("tcp:"):
+        return security
+    parse_endpoint(url, guarded=True)
+    try:
+        return ClientSecurity.load(environment, name=key, folder=folder)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{url} takes keys, and keys need {error.name}", hint="pip install 'zfast[security]'"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(
+            f"{url} takes keys, without them it is open to anyone: {error.message}",
+            hint=error.hint,
+        ) from error
+
+
+class Handshakes:
+    """What comes of a connecting socket's handshakes, from libzmq's own events.
+
+    Threads: the socket's.
+
+    Attributes:
+        news: Readable when there is news.
+    """
+
+    def __init__(self, watched: zmq.Socket[bytes], url: str, security: ClientSecurity) -> None:
+        self._watched, self._url, self._security = watched, url, security
+        self._failures = 0
+        self.news: zmq.Socket[bytes] = watched.get_monitor_socket(_HANDSHAKES)
+
+    def error(self) -> HandshakeError | None:
+        """Why nothing comes over this socket any more, if that is so: libzmq has given up."""
+        while True:
+            try:
+                event = _EVENT.unpack(self.news.recv_multipart(zmq.DONTWAIT)[0])[0]
+            except zmq.Again:
+                return None
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return refused(self._url, self._security)
+            self._failures = self._failures + 1 if event & _FAILED else 0
+            if self._failures >= MAX_FAILED_HANDSHAKES:
+                return not_trusted(self._url, self._security)
+
+    def close(self) -> None:
+        """Watch no longer; before the socket is closed."""
+        if not self.news.closed:
+            self._watched.disable_monitor()
+            self.news.close(0)

@@ -16,11 +16,12 @@ import zmq.asyncio
 
 from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.arrivals import Arrivals
-from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.event import Event, PublisherJoined, PublisherLeft, StateEvent, WorkerEvent
 from zfast.events.feed import Feed
 from zfast.events.filters import Filters
 from zfast.events.runtime_folder import user_folder
-from zfast.events.sockets import Guard
+from zfast.events.sockets import client_security
+from zfast.security.client_security import ClientSecurity
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,17 +45,18 @@ class Subscription:
         topics: ``task-run``, ``task-run/my-flow`` or ``flow-run/my-flow/Failed``; any of them.
         flows: Names of flows; any of them.
         tasks: Names of tasks; any of them. Flow runs' events do not match.
-        kinds: ``task-run``, ``flow-run``; both if none is given.
+        kinds: ``task-run``, ``flow-run``; both if none is given. ``worker``: how workers of
+            ``ZfastTaskRunner`` fare, once a second, as ``WorkerEvent``.
         states: Names or types of states, such as ``Retrying`` or ``FAILED``, whatever their case.
         runs: Ids of task runs or flow runs; a flow run's task runs match it too.
         snapshot: Deliver the current states of runs at first.
         membership: Also deliver ``PublisherJoined`` and ``PublisherLeft``.
         folder: Where publishers are found, instead of the user's folder.
-        guard: Security for tcp.
+        security: Keys for tcp; None is this host's own, see docs/security.md.
         insecure: Allow tcp of the loopback interface that nothing guards.
 
     Raises:
-        ConfigError: An argument is wrong.
+        ConfigError: An argument is wrong, or tcp takes keys and there are none.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Subscription:
         snapshot: bool = True,
         membership: bool = False,
         folder: Path | None = None,
-        guard: Guard | None = None,
+        security: ClientSecurity | None = None,
         insecure: bool = False,
     ) -> None:
         self._filters = Filters(
@@ -85,7 +87,7 @@ class Subscription:
         )
         self._membership = membership
         self._snapshot = snapshot
-        self._guard, self._insecure = guard, insecure
+        self._security, self._insecure = security, insecure
         self._ready: deque[Event] = deque()
         self._feeds: dict[str, Feed] = {}
         self._left: set[str] = set()
@@ -93,9 +95,15 @@ class Subscription:
         self._closed = False
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
-        endpoint = endpoint or os.environ.get(ENDPOINT_VARIABLE)
+        endpoint = chosen_endpoint(endpoint)
         try:
             if endpoint:
+                self._security = client_security(
+                    endpoint,
+                    security,
+                    insecure=insecure,
+                    environment=None if environment == "*" else environment,
+                )
                 self._follow(endpoint, is_new=False, is_local=False)
             else:
                 self._arrivals = Arrivals(folder or user_folder())
@@ -115,6 +123,8 @@ class Subscription:
         Raises:
             RecvTimeoutError: None came in time.
             ChannelClosedError: The subscription was closed.
+            HandshakeError: The relay refuses our key, has revoked it, or is not who we trust.
+            AccessDeniedError: What was asked for is not ours to read.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (event := self._take(timeout, deadline)) is None:
@@ -218,7 +228,7 @@ class Subscription:
                 self._follow(url, is_new=True, is_local=True)
         now = time.monotonic()
         for url, feed in list(self._feeds.items()):
-            if feed.control in readable or feed.events in readable:
+            if not readable.isdisjoint(feed.sources):
                 self._deliver(feed.read())
             self._deliver(feed.tick(now))
             if feed.is_done:
@@ -232,9 +242,7 @@ class Subscription:
         if self._arrivals is not None:
             sources.append(self._arrivals.fileno())
         for feed in self._feeds.values():
-            sources.append(feed.control)
-            if feed.events is not None:
-                sources.append(feed.events)
+            sources += feed.sources
         return sources
 
     def _wait_ms(self, now: float, deadline: float | None) -> int:
@@ -253,13 +261,13 @@ class Subscription:
             truth=self._snapshot,
             is_local=is_local,
             listener=self._arrivals.name if self._arrivals is not None else "",
-            guard=self._guard,
+            security=self._security,
             insecure=self._insecure,
         )
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, StateEvent):
+            if isinstance(event, StateEvent | WorkerEvent):
                 if self._filters.match(event):
                     self._ready.append(event)
             elif self._membership or not isinstance(event, PublisherJoined | PublisherLeft):
@@ -268,6 +276,9 @@ class Subscription:
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosedError("the subscription was closed")
+        for feed in self._feeds.values():
+            if feed.refusal is not None:
+                raise feed.refusal
 
     def _release(self) -> None:
         for feed in self._feeds.values():
@@ -279,6 +290,11 @@ class Subscription:
         self._ready.clear()
         self._woken.close()
         self._wake.close()
+
+
+def chosen_endpoint(endpoint: str | None) -> str | None:
+    """The relay that is meant, by an argument or by ``ZFAST_EVENTS_ENDPOINT``; None is none."""
+    return endpoint or os.environ.get(ENDPOINT_VARIABLE) or None
 
 
 def subscribe(endpoint: str | None = None, **filters: object) -> Subscription:

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from zfast.events.event import Event, Gap, StateEvent
+from zfast.events.event import Event, Gap, StateEvent, WorkerEvent
 
 #: Throughput and latencies are of the last so many seconds, and of so many events at most.
 WINDOW_S = 10.0
@@ -48,11 +48,16 @@ class FlowTally:
 
 @dataclass(slots=True)
 class WorkerTally:
-    """One process that reported states of task runs, ``host:pid``."""
+    """One process that reported states of task runs, ``host:pid``.
+
+    Attributes:
+        vitals: How it fares, where ``ZfastTaskRunner`` tells it.
+    """
 
     running: set[str] = field(default_factory=set)
     ended: int = 0
     last_ns: int = 0
+    vitals: WorkerEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,9 @@ class Tally:
         self.flows: OrderedDict[str, FlowTally] = OrderedDict()
         self.workers: OrderedDict[str, WorkerTally] = OrderedDict()
         self.lost = 0
+        #: Bytes of inputs of task runs that stayed where they were made, and that travelled.
+        self.shared_nbytes = self.copied_nbytes = 0
+        self._handed_over: deque[tuple[float, float]] = deque(maxlen=WINDOW_EVENTS)
         self.events = 0
         self._runs: OrderedDict[str, tuple[str, str, int, str]] = OrderedDict()
         self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW_EVENTS)
@@ -90,6 +98,11 @@ class Tally:
         now_s = time.monotonic() if now_s is None else now_s
         if isinstance(event, Gap):
             self.lost += event.lost
+        if isinstance(event, WorkerEvent):
+            if event.is_final:
+                self.workers.pop(event.worker, None)
+            else:
+                self._worker(event.worker).vitals = event
         if not isinstance(event, StateEvent):
             return
         self.events += 1
@@ -113,6 +126,12 @@ class Tally:
             return 0.0
         span_s = WINDOW_S if len(recent) < WINDOW_EVENTS else max(now_s - recent[0], 1e-3)
         return len(recent) / span_s
+
+    def handover_rate(self, now_s: float | None = None) -> float:
+        """Bytes a second that task runs were given by others, over the last 10 s."""
+        now_s = time.monotonic() if now_s is None else now_s
+        recent = [nbytes for when, nbytes in self._handed_over if when > now_s - WINDOW_S]
+        return sum(recent) / WINDOW_S
 
     def latency(self, now_s: float | None = None) -> Percentiles:
         """From a state's timestamp to here, over the last 10 s."""
@@ -146,6 +165,12 @@ class Tally:
         flow.cached += event.state_name == "Cached"
         worker = self._worker(event.worker)
         worker.last_ns = event.published_ns
+        shared = sum(each.shared_nbytes for each in event.inputs)
+        copied = sum(each.copied_nbytes for each in event.inputs)
+        if not event.replayed and shared + copied:
+            self.shared_nbytes += shared
+            self.copied_nbytes += copied
+            self._handed_over.append((now_s, shared + copied))
         if column == "RUNNING":
             worker.running.add(event.run_id)
             running_ns = event.state_ns

@@ -11,7 +11,8 @@ import msgspec
 from prefect.flows import Flow
 
 from zfast.errors import ConfigError
-from zfast.prefect.state_tap import BROADCAST_VARIABLE, BroadcastOptions, process_tap
+from zfast.prefect.broadcast_options import BroadcastOptions
+from zfast.prefect.state_tap import BROADCAST_VARIABLE, process_tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,6 +78,7 @@ def broadcast(
     kinds: Sequence[str] = (),
     states: Sequence[str] = (),
     endpoint: str | None = None,
+    key: str = "client",
     insecure: bool = False,
 ) -> Broadcast: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import traceback
 from collections.abc import Callable, Hashable
 from functools import cache, partial
@@ -22,6 +23,7 @@ from zfast.codec import Payload, decode, encode
 from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.caching import fast_policy
+from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
 from zfast.runner import cycles
@@ -67,10 +69,13 @@ class TaskExecutor:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
-        upstream = [cache(partial(_decode_parcel, parcel)) for parcel in parcels[1:]]
-        call: Call = decode(parcels[0].open(), persistent_load=resolve_references(upstream))
-        task_run = find_begun_run(call["task_run_id"], attempt - 1) if attempt > 1 else None
-        state = self._run_task(task, call, task_run)
+        with handing_over() as noted:
+            start_ns = time.perf_counter_ns()
+            upstream = [cache(partial(_decode_parcel, parcel, noted)) for parcel in parcels[1:]]
+            call: Call = decode(parcels[0].open(), persistent_load=resolve_references(upstream))
+            noted.handover_ns = time.perf_counter_ns() - start_ns
+            task_run = find_begun_run(call["task_run_id"], attempt - 1) if attempt > 1 else None
+            state = self._run_task(task, call, task_run)
         payload = _encode_state(state)
         flush_events()
         return [payload]
@@ -135,8 +140,10 @@ class TaskExecutor:
         return cast("State[Any]", state)
 
 
-def _decode_parcel(parcel: Parcel) -> Any:
-    return decode(parcel.open())
+def _decode_parcel(parcel: Parcel, noted: HandedOver) -> Any:
+    state = decode(parcel.open())
+    noted.add(parcel, state)
+    return state
 
 
 def _encode_state(state: State[Any]) -> Payload:

@@ -12,23 +12,28 @@ import logging
 import os
 import socket
 import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from prefect.context import FlowRunContext, TaskRunContext
 
-from zfast.errors import ConfigError
-from zfast.events.event import Kind, StateEvent
+from zfast.errors import ZfastError
+from zfast.events.event import Kind, Published, StateEvent, WorkerEvent
 from zfast.events.filters import current_environment
 from zfast.events.publisher import Publisher
-from zfast.events.subscription import ENDPOINT_VARIABLE
+from zfast.events.sockets import client_security
 from zfast.prefect import internals
+from zfast.prefect.broadcast_options import BroadcastOptions, Route
+from zfast.prefect.handed_over import handed_over_to
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect.client.schemas.objects import FlowRun, State, TaskRun
     from prefect.events.schemas.events import Event as PrefectEvent
     from prefect.flows import Flow
+
+    from zfast.runner.statistics import ProcessStatistics
 
 logger = logging.getLogger("zfast.events")
 
@@ -39,69 +44,25 @@ _TASK_EVENT = "prefect.task-run."
 _SEVERAL_FLOWS = 4096
 
 
-class BroadcastOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What is broadcast. An empty tuple is everything.
-
-    Attributes:
-        environment: The first part of the topic; None is ``ZFAST_ENVIRONMENT``, else ``default``.
-        flows: Names of flows.
-        kinds: ``task-run``, ``flow-run``.
-        states: Names or types of states, whatever their case.
-        endpoint: A relay to publish through as well; None is ``ZFAST_EVENTS_ENDPOINT``, if set.
-        insecure: Allow a relay on tcp of the loopback interface that nothing guards.
-    """
-
-    environment: str | None = None
-    flows: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    states: tuple[str, ...] = ()
-    endpoint: str | None = None
-    insecure: bool = False
-
-    def __post_init__(self) -> None:
-        known = {kind.value for kind in Kind}
-        unknown = set(self.kinds) - known
-        if unknown:
-            raise ConfigError(
-                f"{sorted(unknown)} are no kinds of events", hint=f"known: {sorted(known)}"
-            )
-
-    def matches(self, kind: str, flow_name: str, state: State[Any]) -> bool:
-        """Whether a state is to be broadcast."""
-        return (
-            (not self.flows or flow_name in self.flows)
-            and (not self.kinds or kind in self.kinds)
-            and (
-                not self.states
-                or (state.name or "").casefold() in self._states
-                or state.type.value.casefold() in self._states
-            )
-        )
-
-    @property
-    def _states(self) -> frozenset[str]:
-        return _casefolded(self.states)
-
-
-@lru_cache
-def _casefolded(states: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(state.casefold() for state in states)
-
-
 class StateTap:
     """Where the states of this process's runs come by. One a process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._active: tuple[BroadcastOptions, ...] = ()
-        self._publishers: dict[tuple[str | None, bool], Publisher] = {}
+        self._publishers: dict[Route, Publisher] = {}
         self._inherited: str | None = os.environ.get(BROADCAST_VARIABLE)
         self._installed: bool | None = None
         self._pid = os.getpid()
-        self._worker = ""
+        self._host = self._worker = ""
         self._told = threading.local()
         self._last_flow_states: dict[object, object] = {}
         self._failed = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is broadcast."""
+        return bool(self._active)
 
     @property
     def works(self) -> bool:
@@ -115,7 +76,8 @@ class StateTap:
                 return
             if self._installed is None:
                 self._install()
-            self._worker = f"{socket.gethostname()}:{os.getpid()}"
+            self._host = socket.gethostname()
+            self._worker = f"{self._host}:{os.getpid()}"
             self._open(new)
             self._active = (*self._active, new)
             self._tell_children()
@@ -186,6 +148,28 @@ class StateTap:
         except Exception:
             self._fail()
 
+    def tell_worker(self, worker: ProcessStatistics, flow_name: str, flow_run_id: str) -> None:
+        """Tell how a worker of a flow fares."""
+        try:
+            self._send(
+                lambda options: options.matches_worker(flow_name),
+                lambda environment: WorkerEvent(
+                    environment=environment,
+                    worker=f"{self._host}:{worker.pid}",
+                    state_name=worker.state,
+                    flow_name=flow_name,
+                    flow_run_id=flow_run_id,
+                    memory_nbytes=worker.memory_nbytes,
+                    arena_nbytes=worker.arena_nbytes,
+                    lent_nbytes=worker.lent_nbytes,
+                    leases=worker.leases,
+                    queued=worker.queued,
+                    replays=worker.replays,
+                ),
+            )
+        except Exception:
+            self._fail()
+
     def _tell_task_state(self, task_run: TaskRun, state: State[Any]) -> None:
         flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
         if task_context is not None and task_context.task_run.id == task_run.id:
@@ -193,6 +177,10 @@ class StateTap:
         else:
             name = task_run.task_key.rpartition("-")[0] or task_run.task_key
         flow = flow_context.flow if flow_context is not None else None
+        given: dict[str, Any] = {}
+        if state.type.value == "RUNNING":
+            noted = handed_over_to(task_run)
+            given = {"inputs": noted.inputs, "handover_ns": noted.handover_ns}
         self._publish(
             Kind.TASK_RUN.value,
             flow.name if flow is not None else "",
@@ -203,6 +191,7 @@ class StateTap:
             flow_run_id=str(task_run.flow_run_id or ""),
             run_count=task_run.run_count,
             tags=sorted(task_run.tags),
+            **given,
         )
 
     def _tell_event(self, event: PrefectEvent) -> None:
@@ -225,31 +214,37 @@ class StateTap:
         )  # fmt: skip
 
     def _publish(self, kind: str, flow_name: str, state: Any, **fields: Any) -> None:
+        self._send(
+            lambda options: options.matches(kind, flow_name, state),
+            lambda environment: StateEvent(
+                kind=kind,
+                environment=environment,
+                state_id=str(state.id),
+                state_type=state.type.value,
+                state_name=state.name or "",
+                state_ns=_to_ns(state.timestamp),
+                message=(state.message or "")[:MESSAGE_CHARS],
+                flow_name=flow_name,
+                worker=self._worker,
+                **fields,
+            ),
+        )
+
+    def _send(
+        self, is_wanted: Callable[[BroadcastOptions], bool], make: Callable[[str], Published]
+    ) -> None:
+        """Make an event for each environment and route that wants it, and publish it there."""
         if os.getpid() != self._pid:
             return
-        done: set[tuple[str | None, str | None]] = set()
+        done: set[tuple[str, Route]] = set()
         for options in self._active:
-            target = (options.environment, options.endpoint)
-            if target in done or not options.matches(kind, flow_name, state):
+            environment, route = options.environment or current_environment(), options.route
+            if (environment, route) in done or not is_wanted(options):
                 continue
-            done.add(target)
-            publisher = self._publishers.get(_relay_of(options))
-            if publisher is None:
-                continue
-            publisher.publish(
-                StateEvent(
-                    kind=kind,
-                    environment=options.environment or current_environment(),
-                    state_id=str(state.id),
-                    state_type=state.type.value,
-                    state_name=state.name or "",
-                    state_ns=_to_ns(state.timestamp),
-                    message=(state.message or "")[:MESSAGE_CHARS],
-                    flow_name=flow_name,
-                    worker=self._worker,
-                    **fields,
-                )
-            )
+            done.add((environment, route))
+            publisher = self._publishers.get(route)
+            if publisher is not None:
+                publisher.publish(make(environment))
 
     def _install(self) -> None:
         self._installed = internals.tap_states(
@@ -264,14 +259,32 @@ class StateTap:
             )
 
     def _open(self, options: BroadcastOptions) -> None:
-        relay = _relay_of(options)
-        if relay not in self._publishers:
-            self._publishers[relay] = Publisher(relay=relay[0], insecure=relay[1])
+        route = options.route
+        if route in self._publishers:
+            return
+        try:
+            security = None
+            if route.relay:
+                security = client_security(
+                    route.relay,
+                    None,
+                    insecure=route.insecure,
+                    environment=options.environment,
+                    key=route.key,
+                )
+            publisher = Publisher(relay=route.relay, security=security, insecure=route.insecure)
+        except ZfastError as error:
+            if not options.inherited:
+                raise
+            logger.error("states of this process do not reach the relay: %s", error)
+            publisher = Publisher()
+        self._publishers[route] = publisher
 
     def _tell_children(self) -> None:
         """Workers that this process starts broadcast the same."""
         if self._active:
-            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(self._active).decode()
+            inherited = [msgspec.structs.replace(each, inherited=True) for each in self._active]
+            os.environ[BROADCAST_VARIABLE] = msgspec.json.encode(inherited).decode()
         elif self._inherited is not None:
             os.environ[BROADCAST_VARIABLE] = self._inherited
         else:
@@ -304,10 +317,6 @@ class _TypeOfState(msgspec.Struct, frozen=True):
 def _to_ns(timestamp: Any) -> int:
     # Whole microseconds: a float of seconds would lose them.
     return (int(timestamp.timestamp()) * 1_000_000 + int(timestamp.microsecond)) * 1000
-
-
-def _relay_of(options: BroadcastOptions) -> tuple[str | None, bool]:
-    return options.endpoint or os.environ.get(ENDPOINT_VARIABLE) or None, options.insecure
 
 
 process_tap = StateTap()

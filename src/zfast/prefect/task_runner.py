@@ -20,7 +20,9 @@ from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.runner_settings import make_policy, make_remote
 from zfast.prefect.shipping import Shipper, child_environment, shared_versions
+from zfast.prefect.state_tap import process_tap
 from zfast.prefect.submission import Submission, crashed
+from zfast.prefect.worker_vitals import WorkerVitals
 from zfast.runner.hub import Hub
 from zfast.runner.policy import check_whole_number
 from zfast.security.server_security import ServerSecurity
@@ -129,6 +131,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         self._lock = threading.Lock()
         self._mapped = _Mapped()
         self._hub: Hub | None = None
+        self._vitals: WorkerVitals | None = None
         self._shipper: Shipper | None = None
         self._reporter: Reporter | None = None
         # Futures end here and not on the hub's thread, which a callback of the user's, or the
@@ -184,6 +187,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
     ) -> None:
         self._family.discard(self)
         if self._hub is not None and self._reporter is not None:
+            if self._vitals is not None:
+                self._vitals.close()
             # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs.
             if exc_type is None or issubclass(exc_type, Exception):
                 self._hub.close()
@@ -288,4 +293,6 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 if self._hub.endpoint is not None:
                     self.logger.info("Workers may join at %s", self._hub.endpoint)
                 self._shipper = Shipper()
+                if process_tap.is_active:
+                    self._vitals = WorkerVitals(self._hub)
             return self._hub, self._shipper, self._reporter

@@ -56,6 +56,8 @@ class Dispatcher:
         self._context: Blob | None = None
         self._cancelled: dict[bytes, WorkerError] = {}
         self._next_recall = float("inf")
+        #: Jobs that were begun again because their worker died.
+        self.n_begun_again = 0
 
     @property
     def n_jobs(self) -> int:
@@ -197,6 +199,7 @@ class Dispatcher:
         fallout = self._attempts.end_worker(worker.routing_id, worker.begun, cause)
         for job in fallout.begun:
             self._cancelled.pop(job.job_id, None)  # too late
+            self.n_begun_again += 1
             job.tell_replay(self._attempts.attempt(job), cause)
         self._queue_again([*fallout.begun, *fallout.untouched])
         for job, deaths in fallout.given_up:

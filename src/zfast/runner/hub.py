@@ -25,6 +25,7 @@ from zfast.runner.remote_hosts import RemoteHosts
 from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.staffing import Staffing
+from zfast.runner.statistics import ProcessStatistics, collect
 from zfast.runner.status import describe_hub
 from zfast.sharing import exchange
 from zfast.sharing.handover import Handover
@@ -165,6 +166,15 @@ class Hub:
     def leases(self) -> LeaseTable:
         """Who may read what, for tests and statistics."""
         return self._desk.table
+
+    def statistics(self, take: Callable[[list[ProcessStatistics]], None]) -> None:
+        """Call ``take`` on the hub's thread with how its processes fare; never after its end."""
+
+        def tell() -> None:
+            if not self._finished.is_set():
+                take(collect(self._pool, self._dispatcher, self._desk.table))
+
+        self._command(tell)
 
     def _command(self, command: Command) -> None:
         if self._pid != os.getpid():

@@ -15,6 +15,8 @@ from zfast.security.curve_keys import KeyPair, PublicKey, SecretSource, resolve_
 from zfast.security.limits import Limits
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zfast.security.settings import SecuritySettings
 
 #: How long an endpoint is asked which of several trusted keys it has.
@@ -58,13 +60,19 @@ class ClientSecurity:
 
     @classmethod
     def load(
-        cls, environment: str | None = None, *, name: str = "client", limits: Limits | None = None
+        cls,
+        environment: str | None = None,
+        *,
+        name: str = "client",
+        folder: Path | None = None,
+        limits: Limits | None = None,
     ) -> ClientSecurity:
         """With keys from where the ``ZFAST_*`` variables say, else the key folder.
 
         Args:
             environment: None is that of ``ZFAST_ENVIRONMENT``, else ``default``.
             name: Which key pair of the folder.
+            folder: The key folder; None is that of ``ZFAST_KEYS``, else the user's.
 
         Raises:
             ConfigError: Keys are missing, malformed or open to others.
@@ -75,6 +83,8 @@ class ClientSecurity:
         settings = load_settings()
         if environment is not None:
             settings = settings.model_copy(update={"environment": environment})
+        if folder is not None:
+            settings = settings.model_copy(update={"keys": folder})
         return cls(
             load_client_pair(settings, name),
             load_trusted_servers(settings),

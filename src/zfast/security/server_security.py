@@ -22,6 +22,8 @@ from zfast.security.roles import Role, Verb
 from zfast.security.sources import FixedSource, ServerSource, ServerState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zfast.security.tokens import TokenDesk
 
 
@@ -62,12 +64,17 @@ class ServerSecurity:
 
     @classmethod
     def load(
-        cls, environment: str | None = None, *, limits: Limits | None = None
+        cls,
+        environment: str | None = None,
+        *,
+        folder: Path | None = None,
+        limits: Limits | None = None,
     ) -> ServerSecurity:
         """With keys and policy from where the ``ZFAST_*`` variables say, else the key folder.
 
         Args:
             environment: None is that of ``ZFAST_ENVIRONMENT``, else ``default``.
+            folder: The key folder; None is that of ``ZFAST_KEYS``, else the user's.
 
         Raises:
             ConfigError: As above.
@@ -78,6 +85,8 @@ class ServerSecurity:
         settings = load_settings()
         if environment is not None:
             settings = settings.model_copy(update={"environment": environment})
+        if folder is not None:
+            settings = settings.model_copy(update={"keys": folder})
         return cls(settings.environment, SettingsSource(settings), limits=limits)
 
     @classmethod

@@ -48,6 +48,14 @@ class Parcel:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all parts, and of the header."""
+        return len(self.header) + sum(
+            part.descriptor.nbytes if isinstance(part, Lease) else part.nbytes
+            for part in self.parts
+        )
+
+    @property
     def shared_nbytes(self) -> int:
         """Bytes of the parts that stay where they are."""
         return sum(part.descriptor.nbytes for part in self.parts if isinstance(part, Lease))

@@ -188,6 +188,16 @@ class LeaseTable:
         """On how many publications a process has leases."""
         return len(self._held.get(process, ()))
 
+    def owned_nbytes(self, owner: Process) -> tuple[int, int]:
+        """Bytes of a process's segments, and of its open publications."""
+        own = [(id_, segment) for id_, segment in self._segments.items() if segment.owner == owner]
+        lent = sum(
+            self._publications[id_, generation].descriptor.nbytes
+            for id_, segment in own
+            for generation in segment.publications
+        )
+        return sum(segment.nbytes for _, segment in own), lent
+
     @property
     def n_segments(self) -> int:
         """Segments that are known."""
