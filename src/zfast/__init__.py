@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from zfast.arena import share_memory as share_memory
     from zfast.channel import Channel as Channel
     from zfast.errors import ZfastError as ZfastError
-    from zfast.prefect.locking import ZfastLocks as ZfastLocks
     from zfast.events.event import Gap as Gap
     from zfast.events.event import StateEvent as StateEvent
     from zfast.events.reactions import on_event as on_event
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from zfast.events.reactions import when as when
     from zfast.events.subscription import subscribe as subscribe
     from zfast.prefect.broadcasting import broadcast as broadcast
+    from zfast.prefect.locking import ZfastLocks as ZfastLocks
     from zfast.prefect.serializer import ZfastSerializer as ZfastSerializer
     from zfast.prefect.storage import ZfastStorage as ZfastStorage
     from zfast.prefect.task_runner import ZfastTaskRunner as ZfastTaskRunner
@@ -51,11 +51,15 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
-    if name == "_core":  # every import of it in zfast comes by here first
-        return importlib.import_module("zfast._binding").load_core()
+    if name in ("_core", "_arena", "_watchdog"):  # every import in zfast comes by here first
+        module: object = importlib.import_module("zfast._binding").load(name)
+        globals()[name] = module
+        return module
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'zfast' has no attribute {name!r}")
+    if home == "zfast._core":
+        return getattr(__getattr__("_core"), name)
     try:
         module = importlib.import_module(home)
     except ModuleNotFoundError as error:

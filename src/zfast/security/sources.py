@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
@@ -17,7 +17,9 @@ from zfast.security.private_files import (
     read_private_file,
     read_protected_file,
 )
-from zfast.security.settings import SecuritySettings, taken_secret
+
+if TYPE_CHECKING:
+    from zfast.security.settings import SecuritySettings
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
 def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
     if path is not None:
         return KeyPair.from_secret(read_private_file(path).decode("ascii", "replace"), kind)
+    from zfast.security.settings import taken_secret  # wants the extra "security"
+
     secret = taken_secret(f"ZFAST_{kind.upper()}_SECRET_KEY")
     return KeyPair.from_secret(secret, kind) if secret is not None else None
 
