@@ -10,6 +10,7 @@
     python3 dev.py wheels        sdist and wheel, each installed, tested and examined
     python3 dev.py matrix [ARGS] the tests on oldest and newest Pythons and dependencies
     python3 dev.py bench [ARGS]  the benchmarks (ARGS go to ``python -m bench run``)
+    python3 dev.py bench-compare [REVISION]  it and the working tree in turns; fails if slower
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
     python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
@@ -44,6 +45,11 @@ def bench(arguments: list[str]) -> int:
     return run(PYTHON, "-m", "bench", "run", *arguments)
 
 
+def bench_compare(arguments: list[str]) -> int:
+    """Measure a revision, main by default, and the working tree in turns; 1 if this is slower."""
+    return run(PYTHON, "-m", "bench", "revisions", *(arguments or ["main"]))
+
+
 def soak(name: str) -> Callable[[list[str]], int]:
     """The command that runs one of the soak tests."""
     return lambda arguments: run(PYTHON, Path("tests") / f"soak_{name}.py", *arguments)
@@ -62,6 +68,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "wheels": (wheels.wheels, "test,wheels"),
     "matrix": (matrix.matrix, ""),
     "bench": (bench, "bench"),
+    "bench-compare": (bench_compare, "bench"),
     "soak": (soak("handover"), "test"),
     "soak-store": (soak("store"), "test"),
     "soak-runner": (soak("runner"), "test"),
