@@ -33,6 +33,7 @@ def lint(_: list[str]) -> int:
         (tools / "cython-lint", *pyx),
         (PYTHON, "-m", "mypy"),
         (tools / "lint-imports",),
+        (tools / "zizmor", "--offline", "--no-progress", "--quiet", ".github"),
     )
 
 

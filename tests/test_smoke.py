@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -31,13 +32,15 @@ VALUES = {
 }
 
 
-@pytest.fixture(scope="module", params=["ipc", "tcp"])
+@pytest.fixture(scope="module", params=["ipc", "tcp", "ipc, the other's core in plain Python"])
 def echo(request, tmp_path_factory):
     """A channel to another process that sends everything back."""
+    transport, _, plain = request.param.partition(",")
     folder = tmp_path_factory.mktemp("s")
-    endpoint = f"ipc://{folder}/s" if request.param == "ipc" else "tcp://127.0.0.1:*"
-    with Channel.bind(endpoint, insecure=request.param == "tcp") as channel:
-        process = subprocess.Popen([sys.executable, "-c", ECHO, channel.endpoint])
+    endpoint = f"ipc://{folder}/s" if transport == "ipc" else "tcp://127.0.0.1:*"
+    environment = {**os.environ, **({"ZFAST_CORE": "plain"} if plain else {})}
+    with Channel.bind(endpoint, insecure=transport == "tcp") as channel:
+        process = subprocess.Popen([sys.executable, "-c", ECHO, channel.endpoint], env=environment)
         try:
             yield channel
             channel.send(None, timeout=60)
