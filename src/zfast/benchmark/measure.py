@@ -51,26 +51,13 @@ class RowResult(msgspec.Struct):
     lost: str | None = None
 
 
-class LimitResult(msgspec.Struct):
-    """A limit of the machine."""
-
-    name: str
-    unit: str
-    values: list[float]
-
-    @property
-    def median(self) -> float:
-        """The median of its rounds."""
-        return median(self.values)
-
-
 class BenchResult(msgspec.Struct):
     """All that a run says; what is written as JSON."""
 
     when: str
     machine: dict[str, str]
     versions: dict[str, str]
-    limits: list[LimitResult]
+    limits: list[Limit]
     rows: list[RowResult]
     small: bool = False
 
@@ -114,7 +101,7 @@ def new_result(limits: list[Limit], small: bool) -> BenchResult:
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         _machine(),
         _versions(),
-        [LimitResult(limit.name, limit.unit, limit.values) for limit in limits],
+        limits,
         [],
         small,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from zfast.benchmark.measure import BenchResult, LimitResult, RowResult
+from zfast.benchmark.limits import Limit
+from zfast.benchmark.measure import BenchResult, RowResult
 
 #: Fresh memory costs so many times a warm copy: then page faults are what counts.
 DEAR_FAULTS = 1.5
@@ -32,7 +33,7 @@ def format_times(row: RowResult) -> str:
     return f"{row.speedup:.2f} × ({row.low:.2f}–{row.high:.2f})"
 
 
-def format_limit(limit: LimitResult) -> str:
+def format_limit(limit: Limit) -> str:
     """A limit's median and its unit."""
     value = limit.median
     return f"{value:.0f} {limit.unit}" if value >= 100 else f"{value:.3g} {limit.unit}"
