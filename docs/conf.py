@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from sphinx.application import Sphinx
+
 import zfast
 
 project = "zfast"
@@ -16,8 +20,6 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
-# A page that another room writes may come later than its place here.
-suppress_warnings = ["toc.empty_glob"]
 
 myst_heading_anchors = 4
 autodoc_typehints = "description"
@@ -31,3 +33,25 @@ html_theme = "furo"
 html_title = "zfast"
 html_static_path = ["_static"]
 html_copy_source = False
+
+_FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
+
+
+def fences_to_blocks(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Markdown's fences, which Prefect shows in docstrings of blocks, as blocks of code."""
+    inside = False
+    for i, line in enumerate(lines):
+        if fence := _FENCE.match(line):
+            indent, language = fence.groups()
+            lines[i] = "" if inside else f"{indent}.. code-block:: {language}\n"
+            inside = not inside
+        elif inside:
+            lines[i] = f"    {line}"
+    lines[:] = "\n".join(lines).split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Before napoleon, which would take the fences for text."""
+    app.connect("autodoc-process-docstring", fences_to_blocks, priority=100)

@@ -41,7 +41,7 @@ def commands(first):
                         yield path.name, shlex.split(line, comments=True)
 
 
-@pytest.mark.parametrize("text", programs())
+@pytest.mark.parametrize("text", list(programs()))
 def test_a_program_in_the_quickstart_runs(text, prefect_api, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(text)
