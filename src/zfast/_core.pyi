@@ -1,6 +1,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, final, overload
 
 import zmq
 from typing_extensions import Buffer
@@ -25,6 +25,7 @@ class SendTracker:
     def unhold(self) -> None: ...
     def wait(self, timeout: float | None = None) -> bool: ...
 
+@final
 class Block(Buffer):
     def __init__(self, nbytes: int) -> None: ...
     def __len__(self) -> int: ...
@@ -35,10 +36,12 @@ def limit_pool(nbytes: int) -> None: ...
 def trim_pool() -> None: ...
 def keep_heap_warm(nbytes: int) -> None: ...
 
+@final
 class Frame(Buffer):
     def __len__(self) -> int: ...
     def tobytes(self) -> bytes: ...
 
+@final
 class Message:
     @property
     def kind(self) -> int: ...
@@ -57,6 +60,7 @@ class Message:
     @property
     def source_fd(self) -> int: ...
 
+@final
 class Batch(Sequence[memoryview]):
     @property
     def kind(self) -> int: ...
@@ -210,6 +214,7 @@ def poll(
     also: zmq.Socket[Any] | None = None,
 ) -> int: ...
 
+@final
 class Turn:
     def __init__(self) -> None: ...
     def enter(self) -> bool: ...
@@ -230,6 +235,7 @@ class _Outbox(Protocol):
 
 NOTHING: object
 
+@final
 class Lane:
     reminded: bool
     def __init__(
