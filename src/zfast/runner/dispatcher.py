@@ -205,12 +205,17 @@ class Dispatcher:
                 return idle[0]
         return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
 
-    def _preference(self, job: Job) -> Callable[[WorkerProcess], tuple[int, int, float]]:
-        """Those that have the data first, then the code and the context, then the last used."""
+    def _preference(self, job: Job) -> Callable[[WorkerProcess], tuple[int, bool, int, float]]:
+        """Those that have the data first, then the experienced, then those with the code and the
+        context, then the last used.
+
+        A spare may still be busy warming up.
+        """
         owned = self._desk.owned_nbytes(job.parcels)
         needed = {job.code.digest, job.context.digest}
         return lambda worker: (
             owned.get(worker.routing_id, 0),
+            worker.slate.begun > 0,
             len(needed & worker.blobs),
             worker.last_used,
         )
