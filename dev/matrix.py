@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -66,16 +67,18 @@ def matrix(arguments: list[str]) -> int:
 
 
 def _pythons() -> dict[str, Path]:
-    """Interpreters by version, of those that zfast supports and that are on the path."""
+    """Interpreters by version, of those that zfast supports: on the path, or pyenv's."""
     found = {}
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for version in VERSIONS:
-        path = shutil.which(f"python{version}")
-        if path is None:
-            continue
-        done = subprocess.run([path, "-c", "import sys; print(sys.executable)"],
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        if done.returncode == 0:  # a version manager's shim may stand for nothing
-            found[version] = Path(done.stdout.strip())
+        on_path = shutil.which(f"python{version}")
+        candidates = [*([on_path] if on_path else []), *pyenv.glob(f"{version}.*/bin/python3")]
+        for candidate in candidates:
+            command = [str(candidate), "-c", "import sys; print(sys.executable)"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:  # a version manager's shim may stand for nothing
+                found[version] = Path(done.stdout.strip())
+                break
     return found
 
 

@@ -60,7 +60,8 @@ def test_every_python_block_is_python():
     for path in DOCS:
         for language, text in blocks(path):
             if language == "python":
-                ast.parse(text, str(path))
+                lone_decorator = text.startswith("@") and "def " not in text
+                ast.parse(text + "def f(): ..." * lone_decorator)
 
 
 def test_every_zfast_command_and_option_exists(capsys):
@@ -105,6 +106,8 @@ def test_links_between_pages_and_pictures_lead_somewhere():
         text = path.read_text()
         for target in re.findall(r"\]\(([^)#:\s]+)[^)]*\)|```\{image\} (\S+)", text):
             relative = target[0] or target[1]
+            if relative in ("http", "https"):
+                continue  # another site
             assert (path.parent / relative).exists(), f"{path.name}: {relative}"
 
 

@@ -5,7 +5,6 @@ The names are ``zfast._arena``'s.
 
 from __future__ import annotations
 
-import errno
 from typing import NamedTuple, NoReturn
 
 import psutil
@@ -28,11 +27,6 @@ def read_memory(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> Memory:
     return Memory(memory.total, memory.available)
 
 
-def probe(backing: str, folder: str, nbytes: int) -> int:
-    """Why no memory of this kind can be had, as an errno."""
-    return errno.ENOSYS
-
-
 def started() -> bool:
     """It never is."""
     return False
@@ -45,7 +39,7 @@ def _refused(*_: object, **__: object) -> NoReturn:
     )
 
 
-start = allocate = copy_in = segment = own_view = install_handler = prepare = _refused
+probe = start = allocate = copy_in = segment = own_view = install_handler = prepare = _refused
 
 
 class Block:
