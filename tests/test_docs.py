@@ -86,7 +86,7 @@ def test_every_zfast_command_and_option_exists(capsys):
         status, text = helps[key]
         assert status == 0, f"{page}: zfast {' '.join(verbs)} is no command"
         for option in words[1:]:
-            name = option.partition("=")[0]
+            name = option.partition("=")[0].rstrip(",;.")
             if name.startswith("--") and name != "--help" and name != "--":
                 assert name in text, f"{page}: zfast {' '.join(verbs)} has no {name}"
         seen += 1
