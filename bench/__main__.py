@@ -1,4 +1,4 @@
-"""The benchmarks' command line: ``python -m bench run | limits | report | compare``."""
+"""The benchmarks' command line: ``python -m bench run | limits | report | compare | revisions``."""
 
 from __future__ import annotations
 
@@ -81,6 +81,16 @@ def compare(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def revisions(arguments: argparse.Namespace, console: Console) -> int:
+    """Measure two revisions in turns; 1 if the new one is slower."""
+    from bench.revisions import compare_revisions
+
+    path: Path = arguments.json or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}.revisions.json"
+    return compare_revisions(
+        arguments.old, arguments.new, arguments.passes, arguments.margin, console, path
+    )
+
+
 def _run_to_its_end(command: list[str]) -> int:
     """Run pytest. A Ctrl-C reaches it too: it is left the time to end servers and peers."""
     process = subprocess.Popen(command, cwd=FOLDER.parent)
@@ -92,7 +102,7 @@ def _run_to_its_end(command: list[str]) -> int:
 
 
 def _measure_limits(path: Path, smoke: bool, console: Console) -> None:
-    from bench.limits import measure_limits
+    from zfast.benchmark.limits import measure_limits
 
     path.parent.mkdir(parents=True, exist_ok=True)
     measured = measure_limits(smoke)
@@ -164,6 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("baseline", help="a path, or a baseline's name")
     one.add_argument("new", help="a path, or a baseline's name")
     one.set_defaults(command=compare)
+
+    one = commands.add_parser("revisions", help="measure two revisions in turns, and judge")
+    one.add_argument("old", help="a revision that git knows")
+    one.add_argument("new", nargs="?", default=".", help="another; default: the working tree")
+    one.add_argument("--passes", type=int, default=31)
+    one.add_argument("--margin", type=float, default=0.02, help="a slowdown below is accepted")
+    one.add_argument("--json", type=Path, help="where the seconds go")
+    one.set_defaults(command=revisions)
     return parser
 
 

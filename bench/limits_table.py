@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.limits import Limit
 from bench.rows import spread
+from zfast.benchmark.limits import Limit
 
 SUFFIX = ".limits.json"
 TITLE = "limits of this machine"

@@ -40,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:{message}:ResourceWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("ZFAST_CORE") == "plain":
+        skip = pytest.mark.skip(reason="speaks of what only the compiled core has")
+        for item in items:
+            if item.get_closest_marker("compiled"):
+                item.add_marker(skip)
+
+
 def pytest_unconfigure() -> None:
     # Pytest collects garbage after this, with the filters it had before it read this file.
     for message in _LEFT_BY_PREFECT:

@@ -91,7 +91,12 @@ ARRAYS = {
     "struct": np.zeros(1000, STRUCT),
     "struct field": np.ones(1000, STRUCT)["id"],
     "object": np.array([1, None, "x", [2]], object),
-    "StringDType": np.array(["a", "b" * 100], dtype=np.dtypes.StringDType()),
+    # NumPy 1.26 has none
+    **(
+        {"StringDType": np.array(["a", "b" * 100], dtype=np.dtypes.StringDType())}
+        if hasattr(np.dtypes, "StringDType")
+        else {}
+    ),
     "recarray": np.rec.fromarrays([np.arange(900), np.arange(900.0)], names="a,b"),
     "chararray": np.char.array(["a", "bc"] * 800),
 }

@@ -204,6 +204,7 @@ def test_a_non_contiguous_buffer_is_refused_before_anything_is_sent(pair):
 
 def test_a_forked_child_is_refused_the_parents_socket(pair):
     push, _ = pair
+    assert _core.send_message(push, 1, b"")
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -314,6 +314,7 @@ def test_more_streams_than_a_peer_may_open_wait_their_turn():
     assert sorted(map(contents, pair.values)) == sent
 
 
+@pytest.mark.compiled
 def test_the_memory_is_used_again_and_never_while_a_view_lives():
     receive_pool.trim()
     size = 3 << 20
@@ -333,6 +334,7 @@ def test_the_memory_is_used_again_and_never_while_a_view_lives():
         again.write(size - 1000, b"x")
 
 
+@pytest.mark.compiled
 def test_the_pool_keeps_no_more_than_it_may():
     receive_pool.retain_at_most(4 << 20)
     try:
@@ -347,6 +349,7 @@ def test_the_pool_keeps_no_more_than_it_may():
         receive_pool.retain_at_most(-1)
 
 
+@pytest.mark.compiled
 def test_too_much_memory_is_a_memory_error():
     with pytest.raises(MemoryError, match="no memory to receive"):
         _core.Block((1 << 63) - 1)

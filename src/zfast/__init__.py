@@ -51,11 +51,15 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
-    if name == "_core":  # every import of it in zfast comes by here first
-        return importlib.import_module("zfast._binding").load_core()
+    if name in ("_core", "_arena", "_watchdog"):  # every import in zfast comes by here first
+        module: object = importlib.import_module("zfast._binding").load(name)
+        globals()[name] = module
+        return module
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'zfast' has no attribute {name!r}")
+    if home == "zfast._core":
+        return getattr(__getattr__("_core"), name)
     try:
         module = importlib.import_module(home)
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """The wire format in plain Python: the specification that the compiled core is tested against.
 
-It is also the seam for platforms on which pyzmq hides its libzmq. See ``docs/wire-format.md``.
+The plain core (``zfast._plain``) is built on it. See ``docs/wire-format.md``.
 All integers are little-endian.
 
 A *message* is a header frame and, for each buffer that is not inline, one frame::
@@ -103,7 +103,8 @@ def encode_message(
     return [memoryview(bytes(head)), *frames]
 
 
-def _decode_header(frame: memoryview) -> tuple[int, int, int, int, int]:
+def decode_header(frame: memoryview) -> tuple[int, int, int, int, int]:
+    """Kind, flags, request id, n and the body's nbytes. Raises ProtocolError: it is not ours."""
     if frame.nbytes < HEADER_NBYTES:
         raise ProtocolError(
             f"the header frame has {frame.nbytes} bytes, fewer than {HEADER_NBYTES}",
@@ -133,7 +134,7 @@ def decode_message(frames: Sequence[object]) -> Message:
     if not views:
         raise ProtocolError("the message has no frame")
     head = views[0]
-    kind, flags, request_id, n, body_nbytes = _decode_header(head)
+    kind, flags, request_id, n, body_nbytes = decode_header(head)
     if flags & FLAG_BATCH:
         raise ProtocolError("a batch where a message was expected", offset=6)
     if n > MAX_BUFFERS:
@@ -185,6 +186,11 @@ def decode_message(frames: Sequence[object]) -> Message:
     return Message(kind, flags, request_id, body, buffers)
 
 
+def batch_data_start(n: int) -> int:
+    """Where the data of a batch of ``n`` payloads begins in its frame."""
+    return _aligned(HEADER_NBYTES + 4 * (n + 1), 8)
+
+
 def pack(payloads: Iterable[object], *, kind: int = 0, request_id: int = 0) -> bytes:
     """Copy many payloads, one after another, into the bytes of one batch frame."""
     views = [memoryview(payload).cast("B") for payload in payloads]  # type: ignore[arg-type]
@@ -195,7 +201,7 @@ def pack(payloads: Iterable[object], *, kind: int = 0, request_id: int = 0) -> b
         raise ConfigError(f"a batch holds at most {MAX_BATCH_NBYTES} bytes, not {offsets[-1]}")
     head = _HEADER.pack(MAGIC, WIRE_VERSION, kind, FLAG_BATCH, request_id, len(views), 0, 0)
     table = struct.pack(f"<{len(offsets)}I", *offsets)
-    start = _aligned(len(head) + len(table), 8)
+    start = batch_data_start(len(views))
     return b"".join([head, table, bytes(start - len(head) - len(table)), *views])
 
 
@@ -206,12 +212,12 @@ def unpack(frame: object) -> list[memoryview]:
         ProtocolError: The frame is not one whole batch of ours.
     """
     view = memoryview(frame).cast("B").toreadonly()  # type: ignore[arg-type]
-    _, flags, _, n, body_nbytes = _decode_header(view)
+    _, flags, _, n, body_nbytes = decode_header(view)
     if not flags & FLAG_BATCH:
         raise ProtocolError("a message where a batch was expected", offset=6)
     if body_nbytes:
         raise ProtocolError("a batch with a body", offset=24)
-    start = _aligned(HEADER_NBYTES + 4 * (n + 1), 8)
+    start = batch_data_start(n)
     if start > view.nbytes:
         raise ProtocolError(f"{n} payloads announced, the frame has {view.nbytes} bytes", offset=16)
     offsets = struct.unpack_from(f"<{n + 1}I", view, HEADER_NBYTES)

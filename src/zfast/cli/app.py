@@ -29,6 +29,11 @@ app.command(
     help="Run one flow on Prefect's task runners and on zfast's, side by side.",
 )
 app.command(
+    "zfast.cli.bench:bench",
+    name="bench",
+    help="What limits this machine, and how much faster zfast is on it.",
+)
+app.command(
     "zfast.cli.store:app",
     name="store",
     help="Look at a result store, check it, clean it up, move results in and out.\n\n"

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from zfast import _core, arena
-from zfast._watchdog import watch_parent
+from zfast import _core, _watchdog, arena
 from zfast.codec import Payload
 from zfast.errors import ArenaError, WorkerError
 from zfast.runner import cycles
@@ -66,7 +65,7 @@ def main(config_json: str) -> None:
     config = json.loads(config_json)
     if config["main_file"]:
         sys.modules["__main__"].__file__ = config["main_file"]
-    watch_parent(config["parent_pid"], config["runtime_folder"])
+    _watchdog.watch_parent(config["parent_pid"], config["runtime_folder"])
     if config["segment_socket"]:
         share_arrays()
     for fd in (config["lifeline"], config["slate"]):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
@@ -19,7 +19,9 @@ from zfast.security.private_files import (
     read_private_file,
     read_protected_file,
 )
-from zfast.security.settings import SecuritySettings
+
+if TYPE_CHECKING:
+    from zfast.security.settings import SecuritySettings
 
 
 @dataclass(frozen=True)

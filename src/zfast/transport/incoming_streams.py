@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from zfast import _core
 from zfast.errors import ProtocolError
@@ -23,6 +22,9 @@ from zfast.transport.streams import (
     StreamMessage,
     digest_of,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Admission:
