@@ -24,7 +24,7 @@ from prefect.results import ResultStore
 from prefect.transactions import IsolationLevel, atransaction, transaction
 
 from zfast.errors import LockError, StoreError
-from zfast.prefect import ZfastLocks, ZfastSerializer, ZfastStorage, lock_files
+from zfast.prefect import ZfastLocks, ZfastSerializer, ZfastStorage, lock_files, lock_record
 
 #: Long enough for anything that is to happen, on a busy machine.
 LONG_S = 60.0
@@ -244,12 +244,12 @@ def test_a_lease_is_renewed(locks: ZfastLocks) -> None:
 
 def test_a_lease_seen_from_another_boot_ends_by_the_wall_clock() -> None:
     past, future = 1.0, 4e9
-    assert lock_files.Record(boot="other", monotonic_s=future, wall_s=past).is_over()
-    assert not lock_files.Record(boot="other", monotonic_s=past, wall_s=future).is_over()
-    here = lock_files._boot_id()
+    assert lock_record.Record(boot="other", monotonic_s=future, wall_s=past).is_over()
+    assert not lock_record.Record(boot="other", monotonic_s=past, wall_s=future).is_over()
+    here = lock_record.boot_id()
     # Whatever was done to the clock of this host.
-    assert lock_files.Record(boot=here, monotonic_s=past, wall_s=future).is_over()
-    assert not lock_files.Record(boot=here, monotonic_s=future, wall_s=past).is_over()
+    assert lock_record.Record(boot=here, monotonic_s=past, wall_s=future).is_over()
+    assert not lock_record.Record(boot=here, monotonic_s=future, wall_s=past).is_over()
 
 
 # --- several processes -------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pandas as pd
+import polars as pl
 import prefect
 import pytest
 from prefect import flow, task
@@ -28,6 +30,9 @@ from prefect.states import State
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.transactions import atransaction, transaction
 
+import zfast
+from zfast import arena
+from zfast.codec import address_of
 from zfast.errors import (
     CodecError,
     ConfigError,
@@ -148,6 +153,39 @@ def test_serializers_by_themselves() -> None:
             pd.testing.assert_frame_equal(reader.loads(blob), frame())
 
 
+def frames_of_all_kinds() -> dict[str, Any]:
+    index = pd.MultiIndex.from_product([range(300), list("abcdefghij")], names=["i", "j"])
+    texts = pd.array(["é", None, "long enough"] * LARGE, dtype="string[pyarrow]")
+    mixed = [{"a": 1}, [1, 2], None, "text"]
+    names = pl.Series(["a", "b"] * 20_000, dtype=pl.Categorical)
+    return {
+        "no rows": pd.DataFrame({"x": np.array([], float), "s": pd.Series([], dtype="str")}),
+        "no columns": pd.DataFrame(index=range(5)),
+        "objects": pd.DataFrame({"o": mixed * 5_000}),
+        "categories": pd.DataFrame(
+            {"c": pd.Categorical(["a", "b", None] * 9_000, ["b", "a", "z"])}
+        ),
+        "multi-index": pd.DataFrame({"x": np.arange(len(index))}, index=index),
+        "Arrow, a slice": pd.DataFrame({"s": texts})[7 : LARGE + 1],
+        "nullable": pd.DataFrame({"i": pd.array([1, None, 3] * 10_000, dtype="Int64")}),
+        "polars": pl.DataFrame({"c": names, "l": [[1], None] * 20_000}),
+        "polars, no rows": pl.DataFrame(schema={"x": pl.Int64}),
+    }
+
+
+@pytest.mark.parametrize("serializer", ["zfast", "zfast/inline"])
+def test_frames_of_all_kinds(block: ZfastStorage, serializer: str) -> None:
+    store = store_of(block, serializer)
+    for kind, value in frames_of_all_kinds().items():
+        store.write(value, key=kind)
+        assert store.exists(kind)
+        back = store.read(kind).result
+        if isinstance(value, pl.DataFrame):
+            assert value.equals(back), kind
+        else:
+            pd.testing.assert_frame_equal(back, value, obj=kind)
+
+
 @pytest.mark.parametrize("serializer", ["json", "pickle", "compressed/pickle", "zfast/inline"])
 def test_the_block_stores_for_any_serializer(block: ZfastStorage, serializer: str) -> None:
     store = store_of(block, serializer)
@@ -206,6 +244,25 @@ def test_content_copied_to_another_storage_takes_its_payload_along(
     other.write_path("k", block.read_path("k"))
     FolderStore(block.basepath).delete("k")
     pd.testing.assert_frame_equal(store_of(other).read("k").result, frame())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the arena is Linux's")
+def test_a_result_born_in_shared_memory_is_written_from_there(
+    block: ZfastStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zfast.share_memory():
+        made = frame()
+    columns = [made[name].to_numpy().__array_interface__["data"][0] for name in made]
+    written: list[int] = []
+    writev = os.writev
+
+    def note(fd: int, parts: list[memoryview]) -> int:
+        written.extend(map(address_of, parts))
+        return writev(fd, parts)
+
+    monkeypatch.setattr(os, "writev", note)
+    store_of(block).write(made, key="k")
+    assert all(arena.owns(address) and address in written for address in columns)
 
 
 def test_memory_is_let_go_after_the_write(block: ZfastStorage) -> None:

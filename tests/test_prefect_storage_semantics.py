@@ -29,12 +29,13 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from prefect.transactions import CommitMode, transaction
+from prefect.transactions import CommitMode, IsolationLevel, transaction
 
 from zfast.errors import CodecError, ObjectCorruptError
-from zfast.prefect import ZfastStorage, tickets
+from zfast.prefect import ZfastLocks, ZfastStorage, tickets
 from zfast.store import FolderStore
 from zfast.store.format import MAGIC
+from zfast.store.retention import collect
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -326,6 +327,50 @@ def test_a_result_that_was_cut_off_does_not_exist(store: ResultStore, tmp_path: 
         for n in (1, 2, 4, 100_000):
             file.write_bytes(whole[: -2 - n] + b'"}')
             assert not store.exists("k")
+
+
+def descriptors() -> set[str]:
+    """What this process has open of files: names, but for the sockets of Prefect's clients."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("/"):
+            found.add(target)
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
+@pytest.mark.parametrize("nested", [False, True])
+def test_nothing_is_held_after_a_flow(block: ZfastStorage, tmp_path: Path, nested: bool) -> None:
+    locks = ZfastLocks(tmp_path / "locks")
+    policy = INPUTS.configure(isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=locks)
+    store = FolderStore(block.basepath)
+
+    @task(**options(block, cache_policy=policy))
+    def make(number: int) -> np.ndarray[Any, Any]:
+        return np.full(100_000, number)
+
+    @flow
+    def inner() -> int:
+        return int(make(1)[0]) + int(make(2)[0])
+
+    @flow
+    def outer() -> int:
+        total = inner() if nested else int(make(1)[0]) + int(make(2)[0])
+        assert collect(store, budget_nbytes=0).n_held == 2  # its own run is still live
+        return total
+
+    assert outer() == 3
+    assert tickets._staged == {}
+    assert os.listdir(tmp_path / "locks") == ["guard"]
+    ours = {name for name in descriptors() if name.startswith(str(tmp_path))}
+    assert ours <= {f"{block.basepath}/.zfast/leases/gate"}
+    assert len(keys(block)) == 2
+    done = collect(store, budget_nbytes=0)
+    assert (done.n_held, keys(block)) == (0, [])
 
 
 def test_no_cache_keeps_the_memory_of_a_result(block: ZfastStorage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -169,6 +170,70 @@ def test_a_run_may_let_go_before_it_ends(store: FolderStore) -> None:
     store.leases.let_go()
     assert collect(store, budget_nbytes=0).n_held == 0
     assert keys(store) == set()
+
+
+def test_what_a_scope_used_is_let_go_with_it(store: FolderStore) -> None:
+    for scope, used in ("one", "ab"), ("two", "bc"), (None, "d"):
+        token = leases.scope.set(scope)
+        for key in used:
+            store.put(key, b"")
+        leases.scope.reset(token)
+    store.leases.end_scope("one")
+    collect(store, budget_nbytes=0)
+    assert keys(store) == {"b", "c", "d"}
+    store.leases.end_scope("two")
+    collect(store, budget_nbytes=0)
+    assert keys(store) == {"d"}
+    store.leases.let_go()
+    assert os.listdir(Path(store.basepath, ".zfast", "leases")) == ["gate"]
+
+
+def test_a_scope_that_ends_during_a_collection_ends_after_it(store: FolderStore) -> None:
+    token = leases.scope.set("run")
+    store.put("k", b"")
+    leases.scope.reset(token)
+    with store.leases.held() as held:
+        store.leases.end_scope("run")  # a finaliser may come at any moment
+        assert held == {"k"}
+    with store.leases.held() as held:
+        assert held == set()
+
+
+def test_a_full_disk_keeps_more_held_rather_than_less(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = leases.scope.set("run")
+    store.put("run's", b"")
+    leases.scope.reset(token)
+    store.put("k", b"")
+
+    def full(folder: str) -> tuple[int, str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "create_locked", full)
+        store.leases.end_scope("run")
+    folder = Path(store.basepath, ".zfast", "leases")
+    (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
+    assert set(lease.read_bytes().split(b"\0")[:-1]) == {b"run's", b"k"}
+    store.leases.let_go()
+
+
+def test_a_forked_child_that_lets_go_lets_go_of_its_own_alone(store: FolderStore) -> None:
+    store.put("parent's", b"")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            store.put("child's", b"")
+            store.leases.let_go()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    collect(store, budget_nbytes=0)
+    assert keys(store) == {"parent's"}
+    store.leases.let_go()
 
 
 def test_open_objects_stay_readable_when_they_are_evicted(store: FolderStore) -> None:

@@ -16,6 +16,7 @@ import prefect
 import prefect.flow_engine
 import prefect.task_engine
 import prefect.utilities.engine
+from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 
 if TYPE_CHECKING:
@@ -100,6 +101,51 @@ def _is(frame: FrameType | None, module: str, *functions: str) -> TypeGuard[Fram
         and frame.f_code.co_name in functions
         and frame.f_globals.get("__name__") == module
     )
+
+
+def outermost_run() -> FlowRunContext | None:
+    """Return the context of the flow run that this one, if any, and all around it are in.
+
+    None outside of runs, and where `when_left` could not tell when it ends.
+    """
+    context = FlowRunContext.get()
+    while context is not None and is_known():
+        token = getattr(context, "_token", None)
+        if token is None:
+            return None  # it was left already: a thread of its runs on
+        if not isinstance(token.old_value, FlowRunContext):
+            return context if tap_exits() else None
+        context = token.old_value
+    return None
+
+
+def when_left(context: FlowRunContext, call: Callable[[], None]) -> None:
+    """Have something called once, right after a context of `outermost_run` was left."""
+    _exits.setdefault(id(context), []).append(call)
+
+
+_exits: dict[int, list[Callable[[], None]]] = {}
+
+
+@functools.cache
+def tap_exits() -> bool:
+    """Have the ends of flow runs noticed; those alone that begin after the first call.
+
+    Returns:
+        False if Prefect is not as it was when this was written.
+    """
+    leave = FlowRunContext.__exit__
+    if not _takes(leave, "self", "_"):
+        return False
+
+    @functools.wraps(leave)
+    def leave_and_tell(self: FlowRunContext, *raised: Any) -> None:
+        leave(self, *raised)
+        for call in _exits.pop(id(self), ()):
+            call()
+
+    cast("Any", FlowRunContext).__exit__ = leave_and_tell
+    return True
 
 
 def block_id(block: Block) -> UUID | None:

@@ -13,20 +13,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
-import platform
 import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 
 from zfast.deadline import Deadline
 from zfast.errors import LockError, StoreError
+from zfast.prefect.lock_record import Record
 
 SWEEP_INTERVAL_S = 60.0
 #: Removing a file waits so long for others who do so, then leaves it: a file alone locks nothing.
@@ -34,30 +31,6 @@ GUARD_TIMEOUT_S = 1.0
 
 _SUFFIX = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the file of a lock says. Times are those at which its lease ends, or None."""
-
-    key: str = ""
-    holder: str = ""
-    pid: int = 0
-    host: str = ""
-    boot: str = ""
-    monotonic_s: float | None = None
-    wall_s: float | None = None
-
-    def is_over(self) -> bool:
-        """Say whether the lease has ended.
-
-        On the host where it was made, by a clock that nobody sets; elsewhere by the wall clock.
-        """
-        if self.monotonic_s is None or self.wall_s is None:
-            return False
-        if self.boot == _boot_id():
-            return time.monotonic() >= self.monotonic_s
-        return time.time() >= self.wall_s
 
 
 @dataclass
@@ -108,7 +81,7 @@ class LockFolder:
             StoreError: The folder cannot be written.
         """
         path = self._path_of(key)
-        record = _new_record(key, holder, hold_timeout)
+        record = Record.of(key, holder, hold_timeout)
         with _registry, _failures(path):
             held = _held.get(path)
             if held is not None and held.record.is_over():
@@ -124,7 +97,7 @@ class LockFolder:
                 return found is not None and found.holder == holder
             _held[path] = _Held(fd, record)
             try:
-                _write(fd, record)
+                record.write_to(fd)
             except BaseException:
                 self._drop(path)
                 raise
@@ -182,7 +155,7 @@ class LockFolder:
         try:
             if _flock(fd, fcntl.LOCK_SH):
                 return None
-            record = _read(fd) or Record()
+            record = Record.read_from(fd) or Record()
         finally:
             os.close(fd)
         return None if record.is_over() else record
@@ -201,7 +174,7 @@ class LockFolder:
                     removed = self._remove(path, fd)
                 else:
                     # When its lease is over, its process may live all the same: stopped, or busy.
-                    record = _read(fd)
+                    record = Record.read_from(fd)
                     removed = record is not None and record.is_over()
                     removed = removed and self._remove(path, fd, only_if_over=True)
                 if not removed:
@@ -216,7 +189,7 @@ class LockFolder:
         with self._guard() as guarded:
             if not guarded or held.record.is_over() or not _is_at(held.fd, path):
                 return False
-            _write(held.fd, record)
+            record.write_to(held.fd)
         held.record = record
         return True
 
@@ -233,7 +206,7 @@ class LockFolder:
             if not guarded:
                 return False
             if only_if_over:
-                record = _read(fd)
+                record = Record.read_from(fd)
                 if record is None or not record.is_over():
                     return False  # it was renewed
             if _is_at(fd, path):
@@ -307,37 +280,6 @@ def _is_at(fd: int, path: str) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
-
-
-def _new_record(key: str, holder: str, hold_timeout: float | None) -> Record:
-    monotonic_s = wall_s = None
-    if hold_timeout is not None:
-        monotonic_s, wall_s = time.monotonic() + hold_timeout, time.time() + hold_timeout
-    return Record(key, holder, os.getpid(), platform.node(), _boot_id(), monotonic_s, wall_s)
-
-
-def _write(fd: int, record: Record) -> None:
-    data = json.dumps(asdict(record)).encode()
-    os.pwrite(fd, data, 0)
-    os.ftruncate(fd, len(data))
-
-
-def _read(fd: int) -> Record | None:
-    """Read what a file says; None if that is nothing yet."""
-    data = os.pread(fd, os.fstat(fd).st_size, 0)
-    try:
-        return Record(**json.loads(data))
-    except (ValueError, TypeError):
-        return None
-
-
-@cache
-def _boot_id() -> str:
-    """Tell this run of this host from any other."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from zfast.errors import ConfigError, TicketError
 from zfast.prefect import internals, tickets
+from zfast.prefect.run_leases import held_for_the_run
 from zfast.prefect.tickets import Ticket
 from zfast.store.bounded import BoundedStore
 from zfast.store.compression import Codec
@@ -152,7 +153,8 @@ class ZfastStorage(WritableFileSystem):
         folder = self._store
         ticket = tickets.find(content)
         if ticket is None:
-            folder.put(path, content)
+            with held_for_the_run(folder):
+                folder.put(path, content)
             return
         if ticket.path is not None:
             # Content that was read from a store and is written to another: its payload goes along.
@@ -166,7 +168,8 @@ class ZfastStorage(WritableFileSystem):
                 hint="a ticket is stored once, by the process that made it and within "
                 f"{tickets.STAGED_MAX_AGE_S:.0f} s; run the task again",
             )
-        folder.put(path, content, payload, ticket.token)
+        with held_for_the_run(folder):
+            folder.put(path, content, payload, ticket.token)
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
         """Return the content under a key, with the ticket in it located.
@@ -182,7 +185,8 @@ class ZfastStorage(WritableFileSystem):
             ConfigError: The key leads out of the basepath.
         """
         folder = self._store
-        stored = folder.get(path)
+        with held_for_the_run(folder):
+            stored = folder.get(path)
         content = bytes(stored.content)
         if stored.token != NO_TOKEN:
             bare = bytes(Ticket(stored.token))

@@ -5,8 +5,10 @@ locked, and notes in it each key that it has put, found or got, once, ended by a
 unlocks the file when the process and every child that it forked are gone; then what the file says
 no longer counts. Who removes objects takes the gate first, so that nothing is noted meanwhile.
 
-A process holds what it used until it ends, or until `Leases.let_go`: a State may name the result
-of any task of its run.
+What is held is held in a scope, such as a flow run: a State may name the result of any task of its
+run. It is held until the scope is let go of; without a scope, until the process ends. A lease's
+file only grows: who lets go begins a new one, and the old one counts as long as a child that was
+forked meanwhile has it open.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from zfast.errors import StoreError
 from zfast.store.files import create_locked, remove_unlocked
@@ -27,6 +31,9 @@ GATE = "gate"
 GATE_WAIT_S = 2.0
 _GATE_POLL_S = 0.0005
 
+#: For whom this context's objects are held; None: for the process.
+scope: ContextVar[Hashable] = ContextVar("zfast_lease_scope", default=None)
+
 
 class Leases:
     """The leases in one store, and this process's own. Any thread may call; `of` gives it."""
@@ -34,41 +41,75 @@ class Leases:
     def __init__(self, zfast_folder: str) -> None:
         self._folder = os.path.join(zfast_folder, LEASES_FOLDER)
         self._zfast_folder = zfast_folder
-        self._held: set[str] = set()
+        self._held: defaultdict[Hashable, set[str]] = defaultdict(set)
+        self._noted: set[str] = set()
+        self._ended: deque[Hashable] = deque()
         self._fd = -1
+        self._path = ""
         self._gate_fd = -1
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def hold(self, key: str) -> None:
-        """Hold an object, whether it is there yet or not.
+        """Hold an object in the present `scope`, whether it is there yet or not.
 
         Where this process may not write, or the file system has no locks, it holds nothing; then
         the collector cannot work there either, or is run by somebody who knows.
         """
-        with self._lock:
-            if key in self._held and self._is_open():
-                return
-            try:
-                if not self._is_open():
-                    self._open()
-                passed = self._pass_gate(fcntl.LOCK_SH, GATE_WAIT_S)
-                try:
-                    os.write(self._fd, os.fsencode(key) + b"\0")
-                    os.close(os.dup(self._fd))  # a network file system sends it to the others now
-                finally:
-                    if passed:
-                        fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
-            except OSError:
-                return
-            self._held.add(key)
+        with self._lock, suppress(OSError):
+            if not self._is_open():
+                self._close()
+                self._open()
+            if key not in self._noted:
+                self._note([key])
+            self._held[scope.get()].add(key)
+        self._end_scopes()
 
     def let_go(self) -> None:
         """Hold nothing any more, as if this process had ended."""
         with self._lock:
             self._held.clear()
+            self._begin_anew()
+
+    def end_scope(self, ended: Hashable) -> None:
+        """Hold nothing any more in a scope; what another one holds too stays held.
+
+        It never waits for a lock, so a finaliser may call it, in the middle of anything.
+        """
+        self._ended.append(ended)
+        self._end_scopes()
+
+    def _end_scopes(self) -> None:
+        # Who has the lock now looks again when it is free.
+        while self._ended and self._lock.acquire(blocking=False):
+            try:
+                if not self._ended:
+                    continue
+                ended = self._ended.popleft()  # nobody else takes from it without the lock
+                if ended in self._held:
+                    del self._held[ended]
+                    self._begin_anew()
+            finally:
+                self._lock.release()
+
+    def _begin_anew(self) -> None:
+        """Change to a file that has only what is still held."""
+        rest: set[str] = set().union(*self._held.values())
+        old = self._fd, self._path
+        if rest == self._noted or self._fd < 0:
+            return
+        self._fd, self._noted = -1, set()
+        try:
+            if rest and os.fstat(old[0]).st_nlink:
+                self._fd, self._path = create_locked(self._folder)
+                self._note(rest)
+        except OSError:
+            # The disk is full, or the folder gone. Better too much is held than too little.
             if self._fd >= 0:
-                with suppress(OSError):
-                    os.ftruncate(self._fd, 0)
+                os.close(self._fd)
+            (self._fd, self._path), self._noted = old, rest
+            return
+        os.close(old[0])
+        remove_unlocked(old[1])
 
     @contextmanager
     def held(self) -> Iterator[set[str]]:
@@ -99,13 +140,14 @@ class Leases:
                 yield self._read_all()
             finally:
                 fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
+        self._end_scopes()
 
     def sweep(self) -> int:
         """Remove the leases of processes that are gone; how many."""
         return sum(remove_unlocked(path) for path in self._paths())
 
     def _read_all(self) -> set[str]:
-        keys = set(self._held)
+        keys = set().union(*self._held.values())
         for path in self._paths():
             if remove_unlocked(path):
                 continue
@@ -129,15 +171,29 @@ class Leases:
         for folder in (self._zfast_folder, self._folder):
             with suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
-        gate = os.open(
-            os.path.join(self._folder, GATE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        self._close()
-        self._gate_fd = gate
-        self._fd, _ = create_locked(self._folder)
+        if self._gate_fd < 0 or not os.fstat(self._gate_fd).st_nlink:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            gate = os.open(os.path.join(self._folder, GATE), flags, 0o600)
+            self._close()
+            self._gate_fd = gate
+        if self._fd < 0:
+            self._fd, self._path = create_locked(self._folder)
+
+    def _note(self, keys: Iterable[str]) -> None:
+        note = b"".join(os.fsencode(key) + b"\0" for key in keys)
+        passed = self._pass_gate(fcntl.LOCK_SH, GATE_WAIT_S)
+        try:
+            while note:
+                note = note[os.write(self._fd, note) :]
+            os.close(os.dup(self._fd))  # a network file system sends it to the others now
+        finally:
+            if passed:
+                fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
+        self._noted.update(keys)
 
     def _close(self) -> None:
         self._held.clear()
+        self._noted.clear()
         for fd in (self._fd, self._gate_fd):
             if fd >= 0:
                 os.close(fd)
@@ -156,8 +212,12 @@ class Leases:
             time.sleep(_GATE_POLL_S)
 
     def _after_fork(self) -> None:
-        # What the parent holds stays held for the child, who shares the descriptor.
-        self._lock = threading.RLock()
+        # What the parent holds stays held for the child, by the descriptor that is left open here.
+        # What the child uses it notes in a file of its own, so that neither lets go for the other.
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._held.clear()
+        self._noted.clear()
 
 
 _all: dict[str, Leases] = {}
