@@ -166,14 +166,14 @@ def test_another_prefect_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"kinds": ["worker"]}, {"flows": "etl"}, {"endpoint": "tcp://1.2.3.4:5"}]
+    "options", [{"kinds": ["gizmo"]}, {"flows": "etl"}, {"endpoint": "tcp://1.2.3.4:5"}]
 )
 def test_bad_options_are_refused(options: dict[str, Any], told: Told) -> None:
     with pytest.raises(ConfigError), zfast.broadcast(**options):
         pass
 
 
-@pytest.mark.parametrize("setting", ["perhaps", '{"flow": ["etl"]}', '{"kinds": ["worker"]}'])
+@pytest.mark.parametrize("setting", ["perhaps", '{"flow": ["etl"]}', '{"kinds": ["gizmo"]}'])
 def test_a_bad_setting_says_so(setting: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import zfast.prefect"],
