@@ -48,7 +48,14 @@ def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator
     told.end()
 
 
-@pytest.mark.parametrize(("runner", "n_killed"), [("thread", 0), ("process", 0), ("zfast", 1)])
+@pytest.mark.parametrize(
+    ("runner", "n_killed"),
+    [
+        ("thread", 0),
+        pytest.param("process", 0, marks=pytest.mark.long),
+        ("zfast", 1),
+    ],
+)
 def test_each_run_has_the_states_that_the_api_has(
     runner: str, n_killed: int, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
