@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import TagsContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.task_runners import TaskRunner
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 #: Futures that can be ending at one time; more than one waits only for a callback that blocks.
 MAX_COMPLETIONS = 32
+
+
+#: Workers of other hosts may not join.
+_NOWHERE: dict[str, Any] = {"endpoint": None, "security": None, "insecure": False}
 
 
 class _Mapped(threading.local):
@@ -165,7 +170,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         # Prefect pickles a flow with its runner: only the configuration travels. A worker that
         # submits tasks has workers of its own: its driver's endpoint is taken, and its keys stay.
         settings = {**self._settings, "max_workers": self._settings["max_workers"] or None}
-        return {"logger": self.logger, "_settings": settings, "_joining": {}}
+        return {"logger": self.logger, "_settings": settings, "_joining": dict(_NOWHERE)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -189,8 +194,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         if self._hub is not None and self._reporter is not None:
             if self._vitals is not None:
                 self._vitals.close()
-            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs.
-            if exc_type is None or issubclass(exc_type, Exception):
+            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs. A
+            # flow that is suspended finds it done when it resumes.
+            if exc_type is None or issubclass(exc_type, (Exception, Pause)):
                 self._hub.close()
             else:
                 self._hub.abort()
