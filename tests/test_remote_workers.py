@@ -248,6 +248,43 @@ def test_a_partition_that_heals_within_the_lease_costs_no_attempt(
     assert len(journal.lines("k", "begin")) == 1
 
 
+def test_results_whose_receipts_are_lost_count_once(
+    start_remote, foremen, journal, tmp_path, network
+):
+    jobs = start_remote(lease_s=30.0)
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    gate = tmp_path / "gate"
+    outcome = jobs.submit(wait_for_file, (journal, "k", gate))
+    journal.wait_for("k", "begin")
+    proxy.is_one_way = True  # the hub hears its foreman, and is not heard
+    gate.touch()
+    assert jobs.value(outcome) == "k"
+    proxy.is_one_way = False
+    proxy.cut()  # what has no receipt is sent again
+    assert jobs.run(simple, (journal, "after", 0)) == "after"
+    assert proxy.n_connections > 1
+    assert outcome.empty()
+    assert len(journal.lines("k", "begin")) == 1
+
+
+def test_a_slow_line_is_only_slow(start_remote, foremen, journal, network):
+    jobs = start_remote(lease_s=30.0)
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    joined(jobs)
+    proxy.pause_s = 0.05  # 1.3 MB/s, both ways together
+    array = np.arange(100_000)
+
+    def work(argument, _):
+        journal, array = argument
+        journal.note("k", "begin")
+        return array + 1
+
+    assert np.array_equal(jobs.run(work, (journal, array)), array + 1)
+    assert len(journal.lines("k", "begin")) == 1
+
+
 def test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off(
     start_remote, foremen, journal, tmp_path
 ):
