@@ -47,6 +47,7 @@ FAULTS = {
         "test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off",
         "test_remote_workers.py::test_results_whose_receipts_are_lost_count_once",
         "test_remote_workers.py::test_a_slow_line_is_only_slow",
+        "test_remote_workers.py::test_a_line_between_hosts_that_is_cut_and_comes_back",
     ],
     "another host": [
         "test_remote_workers.py::test_a_host_that_dies_has_its_jobs_run_elsewhere",

@@ -179,6 +179,20 @@ def test_a_rollback_happens_where_the_transaction_is(runner, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken back"]
 
 
+def test_a_limit_of_a_tag_holds_across_workers(runner, tmp_path):
+    tag = f"one-{uuid4().hex}"
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit(tag=tag, concurrency_limit=1)
+
+    @task(tags=[tag])
+    def alone(_: int) -> None:
+        os.close(os.open(tmp_path / "here", os.O_CREAT | os.O_EXCL))
+        time.sleep(0.05)
+        (tmp_path / "here").unlink()
+
+    runner.map(alone, {"_": range(3)}).result()
+
+
 # ---- where tasks run ----------------------------------------------------------------------
 
 
