@@ -655,7 +655,9 @@ sleepy(os.environ["FOLDER"])
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT]
+)
 def test_a_flow_that_is_killed_leaves_no_worker_and_no_socket(prefect_api, tmp_path, how):
     runtime_root = tempfile.mkdtemp(prefix="zf")
     environment = {

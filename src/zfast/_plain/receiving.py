@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -13,6 +14,8 @@ from zfast._plain.sockets import check_open, transport_error
 from zfast._plain.streams import KIND_CHUNK, Landing
 from zfast.errors import ProtocolError
 
+Admits = Callable[[bytes | None, str, int], bool]
+
 
 def recv(
     socket: zmq.Socket[Any],
@@ -20,11 +23,12 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: dict[Any, Any] | None = None,
+    admits: Admits | None = None,
 ) -> Message | Batch | Landing | None:
     """Receive one message or batch, or chunks of one stream; see ``_core.recv``."""
     landed: Landing | None = None
     while True:
-        content = _recv_one(socket, routed, wait and landed is None)
+        content = _recv_one(socket, routed, wait and landed is None, admits)
         if content is None or peers is None or isinstance(content, Batch):
             return content if content is not None else landed
         peer: Account | None = peers.get(content.routing_id)
@@ -36,7 +40,9 @@ def recv(
         landed = landing
 
 
-def _recv_one(socket: zmq.Socket[Any], routed: bool, wait: bool) -> Message | Batch | None:
+def _recv_one(
+    socket: zmq.Socket[Any], routed: bool, wait: bool, admits: Admits | None
+) -> Message | Batch | None:
     check_open(socket)
     try:
         frames = socket.recv_multipart(0 if wait else zmq.DONTWAIT, copy=False)
@@ -44,7 +50,11 @@ def _recv_one(socket: zmq.Socket[Any], routed: bool, wait: bool) -> Message | Ba
         return None
     except zmq.ZMQError as error:
         raise transport_error("receiving failed", error) from error
-    routing_id = frames.pop(0).bytes if routed else None
+    first = frames[min(int(routed), len(frames) - 1)]
+    routing_id = frames[0].bytes if routed else None
+    if admits is not None and not admits(routing_id, _user_id(first), _source_fd(first)):
+        return None
+    del frames[: int(routed)]
     try:
         content = _decode(frames)
     except ProtocolError as error:
@@ -60,11 +70,22 @@ def _decode(frames: list[zmq.Frame]) -> Message | Batch:
         return Batch(views[0])
     message = decode_message(views)
     if len(frames) == 1 and not message.body and not message.buffers:
-        try:
-            message.source_fd = int(frames[0].get(zmq.SRCFD))
-        except zmq.ZMQError:
-            pass  # over inproc there is none
+        message.source_fd = _source_fd(frames[0])
     return message
+
+
+def _user_id(frame: zmq.Frame) -> str:
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""  # no ZAP handler was asked
+
+
+def _source_fd(frame: zmq.Frame) -> int:
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1  # over inproc there is none
 
 
 def _landing_of(message: Message, peer: Account) -> Landing | None:

@@ -121,11 +121,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "initializer": initializer,
             "initargs": tuple(initargs),
         }
-        self._joining: dict[str, Any] = {
-            "endpoint": endpoint,
-            "security": security,
-            "insecure": insecure,
-        }
+        self._joining: dict[str, Any] = {}
+        if endpoint is not None or security is not None or insecure:
+            self._joining = {"endpoint": endpoint, "security": security, "insecure": insecure}
         make_policy(self._settings)  # complains here and now
         make_remote(**self._joining)
         self._reset()
