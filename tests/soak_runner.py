@@ -73,7 +73,7 @@ def start(**policy):
 
 def faults(n_rounds):
     """Each fault test that many times, each round in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider"]
     tests = [str(TESTS / test) for found in FAULTS.values() for test in found]
     for n in range(n_rounds):
         done = subprocess.run(

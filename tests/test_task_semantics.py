@@ -179,6 +179,7 @@ def test_a_rollback_happens_where_the_transaction_is(runner, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken back"]
 
 
+@pytest.mark.long
 def test_a_limit_of_a_tag_holds_across_workers(runner, tmp_path):
     tag = f"one-{uuid4().hex}"
     with get_client(sync_client=True) as client:
@@ -240,6 +241,7 @@ def test_code_that_does_not_change_is_sent_once_to_a_worker(runner, tmp_path):
     assert len(arrived) == len(set(arrived))
 
 
+@pytest.mark.long
 def test_classes_of_the_script_go_and_come_back(run_python):
     printed = run_python(
         """

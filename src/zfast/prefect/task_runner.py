@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 MAX_COMPLETIONS = 32
 
 
-#: Workers of other hosts may not join.
-_NOWHERE: dict[str, Any] = {"endpoint": None, "security": None, "insecure": False}
-
-
 class _Mapped(threading.local):
     """What was copied so far by the ``map`` that a thread is in."""
 
@@ -168,7 +164,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         # Prefect pickles a flow with its runner: only the configuration travels. A worker that
         # submits tasks has workers of its own: its driver's endpoint is taken, and its keys stay.
         settings = {**self._settings, "max_workers": self._settings["max_workers"] or None}
-        return {"logger": self.logger, "_settings": settings, "_joining": dict(_NOWHERE)}
+        return {"logger": self.logger, "_settings": settings, "_joining": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
