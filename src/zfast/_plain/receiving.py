@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import zmq
 
@@ -13,6 +14,11 @@ from zfast._plain.sockets import check_open, transport_error
 from zfast._plain.streams import KIND_CHUNK, Landing
 from zfast.errors import ProtocolError
 
+_Admits: TypeAlias = Callable[[bytes | None, str, int, bytes | None], bool]
+#: How a frame with a token begins, and how long it is at most.
+_TOKEN = b"ZFST\x02\xff\0\0"
+_TOKEN_MAX_NBYTES = 64 << 10
+
 
 def recv(
     socket: zmq.Socket[Any],
@@ -20,11 +26,12 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: dict[Any, Any] | None = None,
+    admits: _Admits | None = None,
 ) -> Message | Batch | Landing | None:
     """Receive one message or batch, or chunks of one stream; see ``_core.recv``."""
     landed: Landing | None = None
     while True:
-        content = _recv_one(socket, routed, wait and landed is None)
+        content = _recv_one(socket, routed, wait and landed is None, admits)
         if content is None or peers is None or isinstance(content, Batch):
             return content if content is not None else landed
         peer: Account | None = peers.get(content.routing_id)
@@ -36,7 +43,9 @@ def recv(
         landed = landing
 
 
-def _recv_one(socket: zmq.Socket[Any], routed: bool, wait: bool) -> Message | Batch | None:
+def _recv_one(
+    socket: zmq.Socket[Any], routed: bool, wait: bool, admits: _Admits | None
+) -> Message | Batch | None:
     check_open(socket)
     try:
         frames = socket.recv_multipart(0 if wait else zmq.DONTWAIT, copy=False)
@@ -45,6 +54,8 @@ def _recv_one(socket: zmq.Socket[Any], routed: bool, wait: bool) -> Message | Ba
     except zmq.ZMQError as error:
         raise transport_error("receiving failed", error) from error
     routing_id = frames.pop(0).bytes if routed else None
+    if admits is not None and not (frames and _may_come_in(frames[0], routing_id, admits)):
+        return None
     try:
         content = _decode(frames)
     except ProtocolError as error:
@@ -52,6 +63,19 @@ def _recv_one(socket: zmq.Socket[Any], routed: bool, wait: bool) -> Message | Ba
         raise
     content.routing_id = routing_id
     return content
+
+
+def _may_come_in(first: zmq.Frame, routing_id: bytes | None, admits: _Admits) -> bool:
+    try:
+        user_id = str(first.get("User-Id"))
+    except zmq.ZMQError:
+        user_id = ""
+    try:
+        source_fd = int(first.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        source_fd = -1
+    is_token = len(first) <= _TOKEN_MAX_NBYTES and first.bytes.startswith(_TOKEN)
+    return admits(routing_id, user_id, source_fd, first.bytes if is_token else None)
 
 
 def _decode(frames: list[zmq.Frame]) -> Message | Batch:
