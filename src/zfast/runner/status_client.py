@@ -32,14 +32,15 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
     try:
         address.prepare(asker)
         until = time.monotonic() + timeout_s
-        is_connecting = False
-        _core.send_message(asker, *REMOTE_MESSAGES.encode(AskStatus()))
+        has_asked = False
         poller = zmq.Poller()
         poller.register(asker, zmq.POLLIN)
         poller.register(connection.socket, zmq.POLLIN)
         while (left_s := until - time.monotonic()) > 0:
-            is_connecting = is_connecting or address.connect(asker)
-            poller.poll(int((left_s if is_connecting else TOKEN_LOOK_S) * 1000) + 1)
+            if not has_asked and address.connect(asker):
+                has_asked = True
+                _core.send_message(asker, *REMOTE_MESSAGES.encode(AskStatus()))
+            poller.poll(int((left_s if has_asked else TOKEN_LOOK_S) * 1000) + 1)
             connection.read()
             address.check(connection)
             received = _core.recv(asker)
