@@ -93,6 +93,14 @@ def run_python(prefect_api: str) -> Callable[[str], str]:
     return run
 
 
+@pytest.fixture(scope="session")
+def oidc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the certified issuer is installed."""
+    from oidc_issuer import install
+
+    return install(tmp_path_factory.mktemp("oidc"))
+
+
 @pytest.fixture
 def notes():
     return []

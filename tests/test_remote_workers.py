@@ -45,15 +45,23 @@ def zfast(*arguments):
     )
 
 
+CLIENTS = (
+    ("worker-1", Role.WORKER),
+    ("worker-2", Role.WORKER),
+    ("viewer", Role.VIEWER),
+    ("stranger", None),
+)
+
+
 @pytest.fixture(scope="module")
 def key_folder(tmp_path_factory):
-    """Keys of a server, of a worker, of a viewer, and of a stranger."""
+    """Keys of a server and of its clients."""
     path = tmp_path_factory.mktemp("remote") / "keys"
     before, os.environ["ZFAST_KEYS"] = os.environ.get("ZFAST_KEYS"), str(path)
     try:
         folder = KeyFolder(path)
         folder.new("default", "server")
-        for name, role in (("worker-1", Role.WORKER), ("viewer", Role.VIEWER), ("stranger", None)):
+        for name, role in CLIENTS:
             pair = folder.new("default", name).pair
             if role is not None:
                 folder.authorize(pair.public, name, role, "default")
@@ -315,6 +323,24 @@ def test_a_host_that_dies_has_its_jobs_run_elsewhere(start_remote, foremen, jour
     foremen.start(jobs.hub.endpoint)
     assert jobs.value(outcome) == 2
     settled(lambda: gone(worker))  # it has ended with its foreman
+
+
+def test_a_host_whose_key_is_revoked_is_dropped_at_once_and_its_jobs_run_elsewhere(
+    start_remote, foremen, journal, security
+):
+    jobs = start_remote(lease_s=600.0)  # nobody waits for that
+    first = foremen.start(jobs.hub.endpoint)
+    outcome = jobs.submit(hang_once, (journal, "k"))
+    journal.wait_for("k", "begin")
+    first.send_signal(signal.SIGSTOP)  # it cannot say goodbye
+    foremen.start(jobs.hub.endpoint, key="worker-2")
+    joined(jobs, 2)
+    security.revoke(ClientSecurity.load(name="worker-1").pair.public)
+    assert jobs.value(outcome) == 2
+    assert len(joined(jobs)) == 1
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(30) == 1
+    assert "refused our key" in first.log.read_text()
 
 
 def test_a_drained_host_finishes_what_runs_and_leaves(start_remote, foremen, journal, tmp_path):

@@ -202,7 +202,8 @@ def test_a_message_that_is_not_admitted_is_taken_off_whole():
     dealer.connect(f"tcp://127.0.0.1:{port}")
     asked = []
 
-    def admits(routing_id, user_id, source_fd):
+    def admits(routing_id, user_id, source_fd, token):
+        assert token is None
         asked.append((routing_id, user_id, source_fd))
         if len(asked) == 2:
             raise RuntimeError("a judge that fails")

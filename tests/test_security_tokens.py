@@ -21,6 +21,7 @@ import pytest
 import zmq
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from oidc_issuer import RULES, policy_for, providing
 from security_peers import Peer, Records, Service, serving
 from zfast.errors import AccessDeniedError, TokenError
 from zfast.security import issuer as issuer_module
@@ -37,42 +38,6 @@ PEER = KeyPair.generate("peer")
 THIEF = KeyPair.generate("thief")
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP384R1())
-
-RULES = """
-[[rule]]
-issuer = "idp"
-claim = "groups"
-matches = "prefect-prod-developer"
-role = "Developer"
-environments = ["prod"]
-
-[[rule]]
-issuer = "idp"
-claim = ["https://sts.amazonaws.com/", "principal_tags", "team"]
-matches = "data"
-role = "Runner"
-environments = ["prod"]
-
-[[rule]]
-issuer = "idp"
-claim = ["kubernetes.io", "serviceaccount", "name"]
-matches = "worker"
-role = "Worker"
-environments = ["prod"]
-
-[[rule]]
-issuer = "idp"
-claim = "sub"
-matches = "bound.*"
-role = "Viewer"
-environments = ["prod"]
-"""
-
-
-def policy_for(issuer: str, *, leeway_s: float = 0.0, extra: str = "") -> Policy:
-    head = f'[[issuer]]\nname = "idp"\nissuer = "{issuer}"\naudience = "zfast://prod"\n'
-    return parse_policy(f"{head}leeway_s = {leeway_s}\n{extra}{RULES}")
-
 
 def security_for(policy: Policy, environment: str = "prod", **limits: int) -> ServerSecurity:
     state = ServerState(((SERVER, float("inf")),), {}, frozenset(), policy)
@@ -443,79 +408,9 @@ def test_a_desk_that_is_full_refuses_and_says_so(issuer, monkeypatch):
 # ---- a certified issuer --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def oidc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("the certified issuer, oidc-provider, needs node and npm")
-    folder = tmp_path_factory.mktemp("oidc")
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "oidc-provider@9"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"npm cannot install oidc-provider: {done.stderr[-200:]}")
-    return folder
-
-
-class Provider:
-    """A running oidc-provider."""
-
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        script = Path(__file__).parent / "oidc" / "issuer.mjs"
-        self._process = subprocess.Popen(
-            ["node", str(script)],
-            cwd=folder,
-            env={**os.environ, "PORT": str(port), "BOUND_TO": PEER.public.fingerprint},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.port = int(self._read("port").split()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def _read(self, start: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(start):
-                return line
-        raise AssertionError("oidc-provider ended")
-
-    def rotate(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self._read("rotated")
-
-    def token(self, client: str, algorithm: str = "RS256") -> bytes:
-        body = urllib.parse.urlencode({"grant_type": "client_credentials", "scope": "zfast"})
-        request = urllib.request.Request(f"{self.url}/token", body.encode())
-        basic = base64.b64encode(f"{client}.{algorithm}:test".encode()).decode()
-        request.add_header("Authorization", f"Basic {basic}")
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return str(json.load(response)["access_token"]).encode()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@contextmanager
-def providing(folder: Path) -> Iterator[Provider]:
-    provider = Provider(folder)
-    try:
-        yield provider
-    finally:
-        provider.close()
-
-
 @pytest.mark.parametrize("algorithm", ["RS256", "ES384"])
 def test_tokens_shaped_like_those_of_okta_aws_and_eks(oidc_folder, algorithm):
-    with providing(oidc_folder) as provider:
+    with providing(oidc_folder, PEER.public.fingerprint) as provider:
         guard = security_for(policy_for(provider.url))
         with serving(guard, takes_tokens=True) as service:
             for client, role in (

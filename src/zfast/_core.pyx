@@ -198,6 +198,8 @@ cdef enum:
     PAST_CACHE_MIN = 16 * 1024 * 1024
     # How long chunks may follow each other before the link looks at what else there is to do.
     PATIENCE_MS = 5
+    # No frame that is longer is taken for a token's.
+    TOKEN_MAX = 64 * 1024
 cdef uint64_t INLINE_BIT = (<uint64_t>1) << 63
 cdef uint64_t BATCH_LIMIT = 0xFFFFFFFF
 
@@ -1806,8 +1808,10 @@ def recv(
         peers: `Account` objects by routing id. Chunks without digest of streams that have a
             `Landing` there are copied to their place and counted, one after the other.
         admits: Called for each message, before anything of it is looked at, with its routing id,
-            the ``User-Id`` that a ZAP handler gave its connection (else an empty string), and
-            that connection's descriptor (else -1). Unless it says True, the message is dropped.
+            the ``User-Id`` that a ZAP handler gave its connection (else an empty string), that
+            connection's descriptor (else -1), and the frame if it is one that holds a token, see
+            ``zfast.security.token_messages``, else None. Unless it says True, the message is
+            dropped.
 
     Returns:
         A ``Message`` or a ``Batch``, or None when nothing is there. A ``Landing`` when that
@@ -1891,12 +1895,22 @@ cdef bint may_come_in(
             routing_id,
             "" if user_id is NULL else user_id.decode("ascii", "replace"),
             zf_zmq_msg_get(received, ZMQ_SRCFD),
+            token_in(received),
         )
     finally:
         if not admitted:
             while zf_zmq_msg_more(received) and recv_frame(handle, received, ZMQ_DONTWAIT):
                 pass
     return admitted
+
+
+cdef bytes token_in(zmq_msg_t *received):
+    """The frame, if it is one that a door takes for a token; else None."""
+    cdef size_t nbytes = zf_zmq_msg_size(received)
+    cdef const char *data = <const char *>zf_zmq_msg_data(received)
+    if HEADER <= nbytes <= TOKEN_MAX and memcmp(data, b"ZFST\x02\xff\x00\x00", 8) == 0:
+        return data[:nbytes]
+    return None
 
 
 cdef object rest_of_message(void *handle, zmq_msg_t *received, bint any_frame, bytes routing_id):

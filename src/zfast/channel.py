@@ -80,7 +80,8 @@ class Channel:
                 None is half of the machine's memory.
             checksum: Send digests (XXH3) with values above 1 MiB; the receiver checks them.
             insecure: Allow unencrypted tcp, on loopback only.
-            security: Keys, for tcp: peers whose role may ``put`` come in, and nobody else.
+            security: Keys, for tcp: peers whose role may ``put`` come in, and nobody else. Where
+                its policy has issuers, their tokens are taken in any call of this channel.
 
         Raises:
             ConfigError: The endpoint is malformed or unprotected, or a limit is out of range.
@@ -104,7 +105,8 @@ class Channel:
         """Open the side that connects; the bound side may come later. Arguments as ``bind``.
 
         Over tcp with keys, every call may raise HandshakeError: the bound side refuses our key, or
-        has none that we trust.
+        has none that we trust. With a token, see ``ClientSecurity``, the bound side has to be there
+        and in a call: it is brought now, for up to 10 s. TokenError says that it is refused.
         """
         options = _options(hwm, window_nbytes, memory_nbytes, checksum, insecure, security)
         return cls(Link(endpoint, bound=False, options=options))

@@ -148,7 +148,13 @@ class AccessDeniedError(_SystemError, PermissionError):
 
 
 class TokenError(AccessDeniedError):
-    """A bearer token was refused; the message says why and never holds the token."""
+    """A bearer token was refused; the message says why and never holds the token.
+
+    Attributes:
+        for_now: It may be taken in a moment: its issuer did not answer, or there was no room.
+    """
+
+    for_now: bool = False
 
 
 class CodecError(ZfastError):

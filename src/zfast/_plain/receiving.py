@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import zmq
 
@@ -14,7 +14,10 @@ from zfast._plain.sockets import check_open, transport_error
 from zfast._plain.streams import KIND_CHUNK, Landing
 from zfast.errors import ProtocolError
 
-Admits = Callable[[bytes | None, str, int], bool]
+_Admits: TypeAlias = Callable[[bytes | None, str, int, bytes | None], bool]
+#: How a frame with a token begins, and how long it is at most.
+_TOKEN = b"ZFST\x02\xff\0\0"
+_TOKEN_MAX_NBYTES = 64 << 10
 
 
 def recv(
@@ -23,7 +26,7 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: dict[Any, Any] | None = None,
-    admits: Admits | None = None,
+    admits: _Admits | None = None,
 ) -> Message | Batch | Landing | None:
     """Receive one message or batch, or chunks of one stream; see ``_core.recv``."""
     landed: Landing | None = None
@@ -41,7 +44,7 @@ def recv(
 
 
 def _recv_one(
-    socket: zmq.Socket[Any], routed: bool, wait: bool, admits: Admits | None
+    socket: zmq.Socket[Any], routed: bool, wait: bool, admits: _Admits | None
 ) -> Message | Batch | None:
     check_open(socket)
     try:
@@ -50,11 +53,9 @@ def _recv_one(
         return None
     except zmq.ZMQError as error:
         raise transport_error("receiving failed", error) from error
-    first = frames[min(int(routed), len(frames) - 1)]
-    routing_id = frames[0].bytes if routed else None
-    if admits is not None and not admits(routing_id, _user_id(first), _source_fd(first)):
+    routing_id = frames.pop(0).bytes if routed else None
+    if admits is not None and not (frames and _may_come_in(frames[0], routing_id, admits)):
         return None
-    del frames[: int(routed)]
     try:
         content = _decode(frames)
     except ProtocolError as error:
@@ -64,28 +65,30 @@ def _recv_one(
     return content
 
 
+def _may_come_in(first: zmq.Frame, routing_id: bytes | None, admits: _Admits) -> bool:
+    try:
+        user_id = str(first.get("User-Id"))
+    except zmq.ZMQError:
+        user_id = ""
+    try:
+        source_fd = int(first.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        source_fd = -1
+    is_token = len(first) <= _TOKEN_MAX_NBYTES and first.bytes.startswith(_TOKEN)
+    return admits(routing_id, user_id, source_fd, first.bytes if is_token else None)
+
+
 def _decode(frames: list[zmq.Frame]) -> Message | Batch:
     views = [frame.buffer for frame in frames]
     if is_batch(views):
         return Batch(views[0])
     message = decode_message(views)
     if len(frames) == 1 and not message.body and not message.buffers:
-        message.source_fd = _source_fd(frames[0])
+        try:
+            message.source_fd = int(frames[0].get(zmq.SRCFD))
+        except zmq.ZMQError:
+            pass  # over inproc there is none
     return message
-
-
-def _user_id(frame: zmq.Frame) -> str:
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""  # no ZAP handler was asked
-
-
-def _source_fd(frame: zmq.Frame) -> int:
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except zmq.ZMQError:
-        return -1  # over inproc there is none
 
 
 def _landing_of(message: Message, peer: Account) -> Landing | None:

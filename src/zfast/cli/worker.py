@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -20,6 +21,7 @@ def worker(
     ),
     environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     key: str = "client",
+    token_file: Annotated[Path | None, Parameter(show_default=False)] = None,
     insecure: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Run tasks of the flows at an endpoint, one flow run after another.
@@ -36,6 +38,8 @@ def worker(
         Whose keys.  [default: that of ZFAST_ENVIRONMENT, else default]
     key
         Which key pair of the key folder to show.
+    token_file
+        Holds a bearer token for it, and a new one before that ends.  [default: ZFAST_TOKEN_FILE]
     insecure
         Allow tcp of the loopback interface that nothing guards.
     """
@@ -44,7 +48,9 @@ def worker(
     from zfast.security.client_security import ClientSecurity
 
     guarded = endpoint.startswith("tcp:") and not insecure
-    security = ClientSecurity.load(environment, name=key) if guarded else None
+    security = None
+    if guarded:
+        security = ClientSecurity.load(environment, name=key, token_file=token_file)
     foreman = Foreman(
         HubAddress(endpoint, security, insecure),
         workers if workers is not None else _n_processors(),

@@ -61,6 +61,7 @@ class ControlDesk:
         send: Sends one frame the way that the events go.
         check: Raises ``AccessDeniedError`` if the holder of a key may not read a prefix; None is
             everything for everyone.
+        take_token: Takes a message by its routing id, key and first frame, if it is a token.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ControlDesk:
         lock: Lock,
         send: Callable[[bytes], None],
         check: Callable[[str, bytes], None] | None = None,
+        take_token: Callable[[bytes, str, bytes], bool] | None = None,
     ) -> None:
         self._control = control
         self._welcome = welcome
@@ -78,6 +80,7 @@ class ControlDesk:
         self._lock = lock
         self._send = send
         self._check_prefix = check
+        self._take_token = take_token
         self._peers: dict[bytes, _Peer] = {}
         #: Subscribers that were told of us and have not come yet.
         self.expected: set[str] = set()
@@ -100,8 +103,10 @@ class ControlDesk:
             try:
                 if not rest:
                     raise ProtocolError("a control message has no frame")
-                message = decode_message(rest[0])
                 key = key_of(frames[-1])
+                if self._take_token is not None and self._take_token(routing_id, key, rest[0]):
+                    continue
+                message = decode_message(rest[0])
                 if not self._answer(routing_id, key, message) and other is not None:
                     other(routing_id, key, message, rest[1:])
             except ProtocolError as error:

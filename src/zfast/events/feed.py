@@ -83,7 +83,8 @@ class Feed:
         try:
             if security is not None:
                 self._handshakes = Handshakes(self.control, url, security)
-            connect_socket(self.control, url, security=security, insecure=insecure)
+            else:
+                connect_socket(self.control, url, insecure=insecure)
         except BaseException:
             self._close_sockets(0)
             raise
@@ -115,8 +116,7 @@ class Feed:
 
     def read(self) -> list[Event]:
         """Take what has come."""
-        if self._handshakes is not None:
-            self.refusal = self._handshakes.error() or self.refusal
+        self._look_at_handshakes()
         events = self._read_control()
         events += self._read_events()
         self._send_ask()
@@ -128,6 +128,7 @@ class Feed:
         """Say what is due."""
         if now < self._next_s:
             return []
+        self._look_at_handshakes()
         follower = self._follower
         if self._folder is not None and now - self._heard_s > 2 * PING_S:
             if not is_owned(self._folder):
@@ -147,6 +148,10 @@ class Feed:
         away_s = now - self._heard_s
         self._next_s = now + (max(JOIN_S, min(PING_S, away_s / 10)) if is_joining else PING_S)
         return []
+
+    def _look_at_handshakes(self) -> None:
+        if self._handshakes is not None:
+            self.refusal = self._handshakes.error() or self.refusal
 
     def leave(self) -> list[Event]:
         """The source is gone, says who knows."""

@@ -85,6 +85,7 @@ class Relay:
             threading.Lock(),
             self._sockets.subscribers.send,
             self._doors.check_prefix if self._doors is not None else None,
+            self._doors.take_token if self._doors is not None else None,
         )
 
     def run(self) -> None:

@@ -6,7 +6,7 @@ connection has proved; nothing that a message says of itself counts.
 ==================  =====================================  ================================
 socket              comes in                               and may
 ==================  =====================================  ================================
-control             who may subscribe, submit or claim     what these say
+control             who may subscribe, submit or claim     what these say, and bring its token
 events              who may subscribe                      topics of the environment
 publish             who may submit or claim: who runs      topics of the environment, each
                     something                              publisher under one key
@@ -55,9 +55,21 @@ class RelayDoors:
         if opened.type == zmq.XPUB:
             # Subscriptions are granted one by one, or not.
             opened.setsockopt(zmq.XPUB_MANUAL, 1)
-        door = self._security.guard(opened, verbs=verbs, on_change=self._on_change)
+        # A subscriber's socket and a publisher's have no way to say a token.
+        is_control = opened.type == zmq.ROUTER
+        door = self._security.guard(
+            opened,
+            verbs=verbs,
+            takes_tokens=is_control,
+            beside_tokens=not is_control,
+            on_change=self._on_change,
+        )
         self._doors.append(door)
         door.bind(url)
+
+    def take_token(self, routing_id: bytes, key: str, frame: bytes) -> bool:
+        """Take a token that came over the control socket; whether the message is one."""
+        return self._doors[0].take_token(routing_id, key, frame)
 
     def check_publisher(self, key: str) -> None:
         """Let somebody publish.

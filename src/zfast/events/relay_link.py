@@ -70,13 +70,14 @@ class RelayLink:
         self._security, self._insecure = security, insecure
         self._handshakes: Handshakes | None = None
         self._url = url
-        control, _, self._events_url = relay_endpoints(url)
+        _, _, self._events_url = relay_endpoints(url)
         self.control = open_socket(zmq.DEALER)
         self.control.immediate = True
         try:
             if security is not None:
                 self._handshakes = Handshakes(self.control, url, security)
-            connect_socket(self.control, control, security=security, insecure=insecure)
+            else:
+                connect_socket(self.control, url, insecure=insecure)
         except BaseException:
             self.close()
             raise

@@ -64,7 +64,7 @@ class RelaySockets:
             self._waker.send(b"\0")
 
     def maintain(self) -> None:
-        """Take what woke us, and serve the keys that are valid now."""
+        """Take what woke us, serve the keys that are valid now, and answer who brought a token."""
         with contextlib.suppress(BlockingIOError):
             self.woken.recv(4096)
         if self.doors is not None:

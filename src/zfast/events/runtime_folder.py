@@ -22,6 +22,7 @@ from pathlib import Path
 
 from zfast.addresses import runtime_root
 from zfast.errors import ConfigError
+from zfast.security.private_files import is_closed
 
 PUBLISHER = "p"
 SUBSCRIBER = "s"
@@ -87,7 +88,7 @@ def user_folder() -> Path:
             f"cannot make {folder}: {error.strerror}",
             hint="set XDG_RUNTIME_DIR or TMPDIR to a folder of yours that can be written",
         ) from error
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+    if not stat.S_ISDIR(info.st_mode) or not is_closed(info, readable=False):
         raise ConfigError(
             f"{folder} is not a folder of yours alone, so who listens there is not known",
             hint="remove it, or set XDG_RUNTIME_DIR to a folder of yours",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import zmq
 
 from zfast.addresses import parse_endpoint
 from zfast.context import process_context
-from zfast.errors import ConfigError, HandshakeError, TransportError
+from zfast.errors import ConfigError, TransportError, ZfastError
 from zfast.security.client_security import ClientSecurity, not_trusted, refused
-from zfast.security.same_user import admit_only_this_user, check_same_user
+from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
 
 #: Events that wait for one subscriber; those beyond are dropped, and it is told.
 SUBSCRIBER_HWM = 10_000
@@ -28,7 +29,12 @@ MAX_FAILED_HANDSHAKES = 16
 
 _EVENT = struct.Struct("=Hi")
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_HANDSHAKES = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _FAILED
+_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_DISCONNECTED
+    | _FAILED
+)
 
 
 def open_socket(kind: int) -> zmq.Socket[bytes]:
@@ -68,14 +74,16 @@ def connect_socket(
 ) -> None:
     """Connect; libzmq goes on trying for as long as the socket is open.
 
+    Where a token is to be brought, see ``Handshakes``: a relay takes it over its control endpoint.
+
     Raises:
         ConfigError: The endpoint is malformed, or is tcp that nothing guards, or there is no key.
-        TransportError: The endpoint is another user's.
+        TransportError: The endpoint is another user's, or could be.
     """
     endpoint = parse_endpoint(url, insecure=insecure, guarded=security is not None)
-    check_same_user(endpoint)
+    connect_only_to_this_user(opened, endpoint)
     if security is not None and endpoint.scheme == "tcp":
-        security.guard(opened, url)
+        security.guard(opened, url, brings_token=False)
     try:
         opened.connect(url)
     except zmq.ZMQError as error:
@@ -118,31 +126,65 @@ def client_security(
 
 
 class Handshakes:
-    """What comes of a connecting socket's handshakes, from libzmq's own events.
+    """Connects a DEALER to a relay's control endpoint, once the relay has taken our token if we
+    have one, and sees from libzmq's own events what comes of it.
 
     Threads: the socket's.
 
     Attributes:
         news: Readable when there is news.
+
+    Raises:
+        ConfigError: The endpoint is malformed, or there is no key.
     """
 
     def __init__(self, watched: zmq.Socket[bytes], url: str, security: ClientSecurity) -> None:
         self._watched, self._url, self._security = watched, url, security
+        endpoint = parse_endpoint(url, guarded=True)
+        connect_only_to_this_user(watched, endpoint)
+        self._is_guarded = endpoint.scheme == "tcp"
         self._failures = 0
         self.news: zmq.Socket[bytes] = watched.get_monitor_socket(_HANDSHAKES)
+        if self._is_guarded:
+            security.guard(watched, url)
+        self._is_connecting = False
+        self._connect()
 
-    def error(self) -> HandshakeError | None:
-        """Why nothing comes over this socket any more, if that is so: libzmq has given up."""
+    def error(self) -> ZfastError | None:
+        """Why nothing comes over this socket, if that is so.
+
+        Also connects it when it may be connected: to be called often until then.
+        """
+        try:
+            self._connect()
+        except ZfastError as refusal:
+            return refusal
         while True:
             try:
                 event = _EVENT.unpack(self.news.recv_multipart(zmq.DONTWAIT)[0])[0]
             except zmq.Again:
                 return None
-            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            if event == zmq.EVENT_DISCONNECTED:
+                self._begin_anew()
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return refused(self._url, self._security)
             self._failures = self._failures + 1 if event & _FAILED else 0
             if self._failures >= MAX_FAILED_HANDSHAKES:
                 return not_trusted(self._url, self._security)
+
+    def _connect(self) -> None:
+        if self._is_connecting or not self._security.may_connect(self._url):
+            return
+        self._is_connecting = True
+        self._watched.connect(self._url)
+
+    def _begin_anew(self) -> None:
+        """Who has a token is nobody to a relay that began anew, until it was taken there too."""
+        if self._security.has_token and self._is_guarded and self._is_connecting:
+            self._is_connecting = False
+            with contextlib.suppress(zmq.ZMQError):
+                self._watched.disconnect(self._url)
+            self._security.guard(self._watched, self._url)
 
     def close(self) -> None:
         """Watch no longer; before the socket is closed."""

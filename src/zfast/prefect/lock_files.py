@@ -14,7 +14,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from zfast.deadline import Deadline
 from zfast.errors import LockError, StoreError
 from zfast.prefect.lock_record import Record
+from zfast.security.private_files import is_closed
 
 SWEEP_INTERVAL_S = 60.0
 #: Removing a file waits so long for others who do so, then leaves it: a file alone locks nothing.
@@ -231,8 +231,7 @@ class LockFolder:
 
     def _make_folder(self) -> None:
         os.makedirs(self.basepath, mode=0o700, exist_ok=True)
-        status = os.stat(self.basepath)
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        if not is_closed(os.stat(self.basepath), readable=True):
             raise LockError(
                 f"others than this user can write to the folder for locks, {self.basepath}",
                 hint="give ZfastLocks a folder of this user's own, with mode 0700",

@@ -29,6 +29,7 @@ from zfast.codec import decode, encode
 from zfast.errors import CodecError, ConfigError, StoreError, ZfastError
 from zfast.prefect.serializer import ZfastSerializer
 from zfast.prefect.tickets import Ticket
+from zfast.security.private_files import is_closed
 from zfast.store.files import failure, replace_file
 from zfast.store.folder import TEMPORARY_FOLDER, FolderStore, open_object
 from zfast.store.format import MAGIC, NO_TOKEN, TOKEN_NBYTES, StoredObject
@@ -292,8 +293,6 @@ def _folder_is_mine(folder: str, base: str) -> bool:
 
 def _is_mine(path: str) -> bool:
     try:
-        status = os.stat(path)
+        return is_closed(os.stat(path), readable=True)
     except OSError:
         return False
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return status.st_uid == os.geteuid() and not others_write

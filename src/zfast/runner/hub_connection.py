@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from zfast import _core
+from zfast.addresses import parse_endpoint
 from zfast.context import process_context
 from zfast.errors import ProtocolError
 from zfast.runner.control import ControlMessage
@@ -31,6 +32,7 @@ from zfast.runner.protocol import (
 )
 from zfast.runner.slate import Slate
 from zfast.runner.worker_leases import WorkerLeases
+from zfast.security.same_user import connect_only_to_this_user
 from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.worker")
@@ -114,6 +116,7 @@ class HubConnection:
         socket.routing_id = self._routing_id
         socket.set_hwm(0)
         socket.reconnect_ivl = 5  # the hub binds just after it has started its first worker
+        connect_only_to_this_user(socket, parse_endpoint(self._endpoint))
         socket.connect(self._endpoint)
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)

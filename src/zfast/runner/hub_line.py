@@ -30,7 +30,7 @@ from zfast.runner.remote_protocol import (
 )
 from zfast.runner.session import Session
 from zfast.security.client_security import ClientSecurity, not_trusted, refused
-from zfast.security.same_user import check_same_user
+from zfast.security.same_user import connect_only_to_this_user
 from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.port import MAX_FAILED_HANDSHAKES
 
@@ -46,6 +46,8 @@ ANSWER_S = 10.0
 #: A hub that was joined is given up when nobody listens there, asked so often in a row.
 MAX_DESERTED = 3
 ASK_AGAIN_S = 1.0
+#: While a token is on its way, it is seen so soon that it was taken.
+TOKEN_LOOK_S = 0.05
 #: Hub and foreman hear of each other so often at least.
 BEAT_S = 2.5
 
@@ -70,14 +72,28 @@ class HubAddress:
         if endpoint.address.endswith(":*"):
             raise ConfigError(f"{endpoint} names no port", hint="the flow's log says which it is")
 
-    def connect(self, opened: zmq.Socket[bytes]) -> None:
-        """Connect a socket; libzmq goes on trying."""
-        check_same_user(parse_endpoint(self.url, guarded=True))
+    def prepare(self, opened: zmq.Socket[bytes]) -> None:
+        """Set a socket's options, and have a token brought if there is one.
+
+        Raises:
+            TransportError: The endpoint is another user's, or could be.
+        """
         opened.heartbeat_ivl, opened.heartbeat_timeout = HEARTBEAT_MS, 3 * HEARTBEAT_MS
         if self.security is not None and self.url.startswith("tcp:"):
             self.security.guard(opened, self.url)
         opened.reconnect_ivl, opened.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
-        opened.connect(self.url)
+        connect_only_to_this_user(opened, parse_endpoint(self.url, guarded=True))
+
+    def connect(self, prepared: zmq.Socket[bytes]) -> bool:
+        """Connect a socket, after which libzmq goes on trying; False while a token is on its way.
+
+        Raises:
+            TokenError, HandshakeError, ConfigError: It is refused, or there is none.
+        """
+        if self.security is not None and not self.security.may_connect(self.url):
+            return False
+        prepared.connect(self.url)
+        return True
 
     def is_deserted(self) -> bool:
         """Whether the hub's host says that nobody listens there."""
@@ -133,7 +149,7 @@ class HubLine:
     @property
     def next_turn(self) -> float:
         """When ``receive`` and ``flush`` must be called at the latest, by the monotonic clock."""
-        return self._next_beat
+        return self._next_beat if self._is_connecting else time.monotonic() + TOKEN_LOOK_S
 
     # ---- the connection ---------------------------------------------------------------------
 
@@ -145,7 +161,15 @@ class HubLine:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._connection.socket, zmq.POLLIN)
         self._asked = time.monotonic()
-        self._address.connect(self._socket)
+        self._address.prepare(self._socket)
+        self._is_connecting = False
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect if we may by now, and say who we are."""
+        if self._is_connecting or not self._address.connect(self._socket):
+            return
+        self._is_connecting = True
         if self.welcome is None:
             self.session = Session()
             host = socket.gethostname()
@@ -177,7 +201,9 @@ class HubLine:
         Raises:
             HandshakeError: It refuses our key, or is not who we trust.
             WorkerError: It refuses us for good.
+            TokenError: Our token is refused.
         """
+        self._connect()
         self._connection.read()
         self._address.check(self._connection)
         now = time.monotonic()

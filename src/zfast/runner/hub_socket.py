@@ -7,10 +7,12 @@ import logging
 import zmq
 
 from zfast import _core
+from zfast.addresses import parse_endpoint
 from zfast.context import process_context
 from zfast.errors import ProtocolError, TransportError
 from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.protocol import HUB_MESSAGES
+from zfast.security.same_user import admit_only_this_user
 
 logger = logging.getLogger("zfast.runner")
 
@@ -31,6 +33,7 @@ class HubSocket:
 
     def bind(self, endpoint: str) -> None:
         """Let workers connect."""
+        admit_only_this_user(self._socket, parse_endpoint(endpoint))
         self._socket.bind(endpoint)
         self.is_bound = True
 

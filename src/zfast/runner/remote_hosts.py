@@ -40,6 +40,8 @@ logger = logging.getLogger("zfast.runner")
 
 #: Foremen are looked after, and hear of the hub, so often at least.
 LOOK_EVERY_S = 5.0
+#: Hosts whose key was revoked, or whose token has ended, are found so soon.
+REVIEW_EVERY_S = 0.25
 #: Messages that are received before anything else has its turn.
 BURST = 256
 #: When nobody has joined for so long though there is work, the log says so.
@@ -81,6 +83,7 @@ class RemoteHosts:
         self._look_every_s = policy.lease_s / LOOKS_PER_LEASE
         self._next_look = time.monotonic() + self._look_every_s
         self._next_beat = time.monotonic()
+        self._next_review = time.monotonic()
         self._lonely_since: float | None = None
         self._hosts: dict[bytes, RemoteHost] = {}
         self._routes: dict[bytes, RemoteHost] = {}
@@ -100,7 +103,8 @@ class RemoteHosts:
     @property
     def next_turn(self) -> float:
         """When ``turn`` must be called at the latest, by the monotonic clock."""
-        return min(self._next_look, self._next_beat)
+        review = self._next_review if self._hosts else float("inf")
+        return min(self._next_look, self._next_beat, review)
 
     # ---- what the hub calls each turn -------------------------------------------------------
 
@@ -137,6 +141,11 @@ class RemoteHosts:
                 host.silent_looks += 1
                 if host.is_overdue:
                     self._lose(host, f"its host {host.name} was silent for {self._lease_s:g} s")
+        if now >= self._next_review:
+            self._next_review = now + REVIEW_EVERY_S
+            for host in self.hosts:
+                if not self._socket.may(host.user_id, Verb.CLAIM):
+                    self._lose(host, f"its host {host.name} may not work here any more")
         if now >= self._next_beat:
             self._next_beat = now + min(self._look_every_s / 2, LOOK_EVERY_S)
             for host in self.hosts:
@@ -263,7 +272,8 @@ class RemoteHosts:
             worker.cause = cause
             self._dead.append(worker)
         host.workers.clear()
-        logger.log(logging.WARNING if host.is_overdue else logging.INFO, "%s", cause)
+        is_expected = not host.is_overdue and self._socket.may(host.user_id, Verb.CLAIM)
+        logger.log(logging.INFO if is_expected else logging.WARNING, "%s", cause)
 
     # ---- out --------------------------------------------------------------------------------
 

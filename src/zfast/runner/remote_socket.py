@@ -71,7 +71,9 @@ class RemoteSocket:
         self._file: SocketFile | None = None
         try:
             if endpoint.scheme == "tcp" and remote.security is not None:
-                self._door = remote.security.guard(self._socket, verbs=REMOTE_VERBS, on_change=wake)
+                self._door = remote.security.guard(
+                    self._socket, verbs=REMOTE_VERBS, takes_tokens=True, on_change=wake
+                )
                 self.endpoint = self._door.bind(str(endpoint))
             else:
                 self._socket.heartbeat_ivl = HEARTBEAT_MS
@@ -92,7 +94,7 @@ class RemoteSocket:
         poller.register(self._socket, zmq.POLLIN)
 
     def maintain(self) -> None:
-        """Serve the keys that are valid now."""
+        """Serve the keys that are valid now, and answer who brought a token."""
         if self._door is not None:
             self._door.maintain()
 
@@ -104,6 +106,10 @@ class RemoteSocket:
         """
         if self._door is not None:
             self._door.authorise(user_id, verb)
+
+    def may(self, user_id: str, verb: Verb) -> bool:
+        """Whether the holder of a key may do something now."""
+        return self._door is None or self._door.may(user_id, verb)
 
     def send(
         self, route: bytes, kind: int, body: bytes, buffers: list[memoryview], number: int = 0
@@ -122,14 +128,19 @@ class RemoteSocket:
         Raises:
             ProtocolError: What came is no message of ours; it was dropped.
         """
-        try:
-            frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-        except zmq.Again:
-            return None
-        if len(frames) < 2:
-            raise ProtocolError("a message without frames")
-        user_id = str(frames[1].get("User-Id")) if self._door is not None else ""
-        return frames[0].bytes, user_id, _core.decode_message([f.buffer for f in frames[1:]])
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            if len(frames) < 2:
+                raise ProtocolError("a message without frames")
+            route, buffers = frames[0].bytes, [frame.buffer for frame in frames[1:]]
+            if self._door is None:
+                return route, "", _core.decode_message(buffers)
+            user_id = str(frames[1].get("User-Id"))
+            if not self._door.take_token(route, user_id, buffers[0]):
+                return route, user_id, _core.decode_message(buffers)
 
     def close(self) -> None:
         """Close it; what is not sent yet may take a second to leave."""

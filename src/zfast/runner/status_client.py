@@ -10,7 +10,7 @@ import zmq
 from zfast import _core
 from zfast.context import process_context
 from zfast.errors import ProtocolError, RecvTimeoutError, WorkerError
-from zfast.runner.hub_line import HubAddress
+from zfast.runner.hub_line import TOKEN_LOOK_S, HubAddress
 from zfast.runner.remote_protocol import REMOTE_MESSAGES, AskStatus, Refuse, Status
 from zfast.runner.runtime_folder import hub_sockets
 from zfast.runner.status import HubStatus
@@ -23,20 +23,24 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
     Raises:
         RecvTimeoutError: It does not answer.
         HandshakeError: It refuses our key, or is not who we trust.
+        TokenError: It refuses our token.
         WorkerError: Our key may not look at it.
     """
     asker = process_context().socket(zmq.DEALER)
     asker.linger = 0
     connection = ConnectionMonitor(asker)
     try:
-        address.connect(asker)
-        _core.send_message(asker, *REMOTE_MESSAGES.encode(AskStatus()))
+        address.prepare(asker)
         until = time.monotonic() + timeout_s
+        has_asked = False
         poller = zmq.Poller()
         poller.register(asker, zmq.POLLIN)
         poller.register(connection.socket, zmq.POLLIN)
         while (left_s := until - time.monotonic()) > 0:
-            poller.poll(int(left_s * 1000) + 1)
+            if not has_asked and address.connect(asker):
+                has_asked = True
+                _core.send_message(asker, *REMOTE_MESSAGES.encode(AskStatus()))
+            poller.poll(int((left_s if has_asked else TOKEN_LOOK_S) * 1000) + 1)
             connection.read()
             address.check(connection)
             received = _core.recv(asker)

@@ -13,6 +13,7 @@ who holds the key, a policy what that one may do. Everything here fails closed.
     reload                             files that changed take effect without a restart
     access                             one environment's table of identities
     tokens  issuer                     bearer tokens, the keys that brought them, their issuers
+    token_courier  token_messages      a client's side of that, and what the two say
     policy  roles                      rules, roles, verbs
     sources  settings  key_folder      where keys come from
     curve_keys  private_files          a key, and the files that hold one

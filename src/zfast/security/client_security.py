@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from zfast.context import process_context
 from zfast.errors import ConfigError, HandshakeError
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretSource, resolve_secret
 from zfast.security.limits import Limits
+from zfast.security.token_courier import TokenCourier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +39,8 @@ class ClientSecurity:
         secret: This process's secret key, or what holds or fetches it; fetched when the first
             socket connects.
         servers: Public keys that a server may have: one, or in a rotation the old and the new one.
-        token: Gives the bearer token when one is needed, or None.
+        token: Gives the bearer token whenever one is needed, on any thread. It is brought to a
+            server before anything is said there, and a new one before it ends.
 
     Threads: any.
     """
@@ -55,6 +58,8 @@ class ClientSecurity:
         self.servers = tuple(servers)
         self.limits = limits or Limits()
         self._token = token
+        self._lock = threading.Lock()
+        self._couriers: dict[str, TokenCourier] = {}
         if not self.servers:
             raise ConfigError("a client needs the public key of its server")
 
@@ -65,6 +70,7 @@ class ClientSecurity:
         *,
         name: str = "client",
         folder: Path | None = None,
+        token_file: Path | None = None,
         limits: Limits | None = None,
     ) -> ClientSecurity:
         """With keys from where the ``ZFAST_*`` variables say, else the key folder.
@@ -73,6 +79,8 @@ class ClientSecurity:
             environment: None is that of ``ZFAST_ENVIRONMENT``, else ``default``.
             name: Which key pair of the folder.
             folder: The key folder; None is that of ``ZFAST_KEYS``, else the user's.
+            token_file: Holds the bearer token, and whoever renews it writes there; None is that of
+                ``ZFAST_TOKEN_FILE``, else ``ZFAST_TOKEN`` is the token.
 
         Raises:
             ConfigError: Keys are missing, malformed or open to others.
@@ -85,6 +93,8 @@ class ClientSecurity:
             settings = settings.model_copy(update={"environment": environment})
         if folder is not None:
             settings = settings.model_copy(update={"keys": folder})
+        if token_file is not None:
+            settings = settings.model_copy(update={"token_file": token_file})
         return cls(
             load_client_pair(settings, name),
             load_trusted_servers(settings),
@@ -104,6 +114,11 @@ class ClientSecurity:
             self._pair = KeyPair.from_secret(self._secret, "client")
         return self._pair
 
+    @property
+    def has_token(self) -> bool:
+        """Whether there is one to bring."""
+        return self._token is not None
+
     def token(self) -> str | None:
         """The bearer token to present, read anew; None when there is none.
 
@@ -112,11 +127,16 @@ class ClientSecurity:
         """
         return self._token() if self._token is not None else None
 
-    def guard(self, guarded: zmq.Socket[bytes], endpoint: str) -> None:
-        """Prepare a socket of the calling thread to connect to ``endpoint``.
+    def guard(
+        self, guarded: zmq.Socket[bytes], endpoint: str, *, brings_token: bool = True
+    ) -> None:
+        """Prepare a socket of the calling thread to connect to ``endpoint``, once ``may_connect``.
 
         When several keys are trusted, the endpoint is asked which one it has; a server that does
         not answer in 2 s is taken to have the first.
+
+        Args:
+            brings_token: False where another socket's endpoint is the one to bring a token to.
 
         Raises:
             ConfigError: There is no key.
@@ -125,6 +145,50 @@ class ClientSecurity:
         if len(self.servers) > 1:
             server = find_server_key(endpoint, self) or server
         self._set_options(guarded, server)
+        if brings_token and self._token is not None:
+            self._send_courier(guarded, endpoint, server)
+
+    def may_connect(self, endpoint: str, timeout_s: float = 0.0) -> bool:
+        """Whether a socket that was guarded may connect to its endpoint by now.
+
+        That is so at once where there is no token to bring. Else it was taken since ``guard`` was
+        called; waits so long for it.
+
+        Raises:
+            TokenError, HandshakeError, ConfigError: It never will be, and why.
+        """
+        courier = self._couriers.get(endpoint)
+        return courier is None or courier.taken(timeout_s)
+
+    def wait_until_welcome(self, endpoint: str, timeout_s: float) -> None:
+        """Wait until ``may_connect``.
+
+        Raises:
+            HandshakeError: Nobody took our token in time.
+            TokenError, ConfigError: As ``may_connect``.
+        """
+        if not self.may_connect(endpoint, timeout_s):
+            raise HandshakeError(
+                f"nobody took our token at {endpoint} in {timeout_s:g} s",
+                detail=self._couriers[endpoint].reason or None,
+                hint="is the other side open, and in a call?",
+            )
+
+    def _send_courier(
+        self, user: zmq.Socket[bytes], endpoint: str, server: PublicKey
+    ) -> None:
+        with self._lock:
+            courier = self._couriers.get(endpoint)
+            if courier is not None and courier.serve(user):
+                return
+            self._couriers[endpoint] = courier = TokenCourier(
+                endpoint,
+                self.token,
+                lambda opened: self._set_options(opened, server),
+                lambda: refused(endpoint, self),
+                lambda: not_trusted(endpoint, self),
+            )
+            courier.serve(user)
 
     def _set_options(self, guarded: zmq.Socket[bytes], server: PublicKey) -> None:
         pair, limits = self.pair, self.limits

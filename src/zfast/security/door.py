@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+import msgspec
 import zmq
 
+from zfast import _core
 from zfast.addresses import parse_endpoint
-from zfast.errors import AccessDeniedError
+from zfast.errors import AccessDeniedError, ProtocolError, TransportError
 from zfast.security.access import Access, Identity
 from zfast.security.audit import record
 from zfast.security.curve_keys import KeyPair, fingerprint
@@ -18,6 +22,7 @@ from zfast.security.gate import process_gate
 from zfast.security.limits import Limits
 from zfast.security.listeners import Listeners
 from zfast.security.roles import Verb
+from zfast.security.token_messages import ANSWER_KIND, Answer, is_token, read_token
 
 if TYPE_CHECKING:
     from zfast.security.tokens import TokenDesk
@@ -36,7 +41,9 @@ class Door:
         keys: The key pairs to serve now, the one for new clients first, and when that changes on
             the monotonic clock. Called on any thread.
         verbs: A peer that may do none of these is not let in.
-        tokens: Takes the tokens of peers whose key is unknown. None lets no such peer in.
+        tokens: Gives the desk that takes the tokens of peers, those with an unknown key among
+            them. None takes none.
+        beside_tokens: They are taken at another door, so that who is unknown may come again.
         limits: What strangers may cost.
         on_change: Called on another thread when ``maintain`` has something to do.
 
@@ -53,7 +60,8 @@ class Door:
         access: Access,
         keys: Callable[[], tuple[list[KeyPair], float]],
         verbs: frozenset[Verb],
-        tokens: TokenDesk | None,
+        tokens: Callable[[], TokenDesk] | None,
+        beside_tokens: bool,
         limits: Limits,
         on_change: Callable[[], None] | None = None,
     ) -> None:
@@ -64,12 +72,15 @@ class Door:
         self._limits = limits
         self._on_change = on_change
         self._needs_maintenance = False
+        self._checking: set[Future[Identity]] = set()
+        self._answers: deque[tuple[bytes, Answer]] = deque()
         self._listeners = Listeners(guarded, limits)
         self._keeper = Doorkeeper(
             guarded,
             access=access,
             verbs=verbs,
             takes_guests=tokens is not None,
+            beside_guests=beside_tokens,
             limits=limits,
             ports=lambda: self._listeners.ports,
             look_at_keys=self._look_at_keys,
@@ -96,7 +107,12 @@ class Door:
         return endpoint
 
     def maintain(self) -> None:
-        """Serve the keys that are valid now; costs next to nothing when nothing has changed."""
+        """Serve the keys that are valid now, and tell peers what became of their tokens.
+
+        Costs next to nothing when nothing has changed.
+        """
+        while self._answers:
+            self._answer(*self._answers.popleft())
         if not self._needs_maintenance:
             return
         self._needs_maintenance = False
@@ -110,6 +126,36 @@ class Door:
                 keys=[fingerprint(pair.public.z85) for pair in pairs],
             )
         self._gate.command(lambda: None)
+
+    def take_token(self, routing_id: bytes, user_id: str, frame: bytes | memoryview) -> bool:
+        """Take a peer's token; whether its message is one, and so nothing for the owner.
+
+        Each owner of a ROUTER asks this of each message before it authorises it. The answer goes
+        out with ``maintain``, in milliseconds.
+
+        Args:
+            frame: The message's first frame, after the routing id.
+        """
+        if not is_token(frame):
+            return False
+        if self._tokens is None or not self._access.policy.issuers:
+            identity = self.identity(user_id)
+            role = identity.role.value if identity is not None else ""
+            self._answers.append((routing_id, Answer(role=role)))
+            return True
+        try:
+            checked = self.present(user_id, read_token(frame))
+        except ProtocolError as error:
+            self._answers.append((routing_id, Answer(refusal=error.message)))
+            return True
+        self._checking.add(checked)
+        checked.add_done_callback(lambda done: self._checked(routing_id, user_id, done))
+        return True
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether ``maintain`` will soon have to answer the bearer of a token."""
+        return bool(self._answers or self._checking)
 
     def close(self) -> None:
         """Guard no longer: before the socket is closed, so that nobody comes in unwatched."""
@@ -153,6 +199,10 @@ class Door:
             )
         return identity
 
+    def may(self, user_id: str, verb: Verb) -> bool:
+        """Whether the holder of a key may do something now, with no message of it at hand."""
+        return self._access.find(user_id, verb) is not None
+
     def identity(self, user_id: str) -> Identity | None:
         """Who the holder of a key is now, or None; a token counts before the key."""
         found = self._access.identities(user_id)
@@ -170,7 +220,7 @@ class Door:
             refused: Future[Identity] = Future()
             refused.set_exception(AccessDeniedError("no tokens are taken at this door"))
             return refused
-        future = self._tokens.present(self._access, user_id, token, self._limits.token_nbytes)
+        future = self._tokens().present(self._access, user_id, token, self._limits.token_nbytes)
         future.add_done_callback(lambda _: self._gate.command(lambda: None))
         return future
 
@@ -186,6 +236,29 @@ class Door:
             if self._on_change is not None:
                 self._on_change()
         return change_s
+
+    def _checked(self, routing_id: bytes, user_id: str, done: Future[Identity]) -> None:
+        """On another thread: a token was checked."""
+        error = done.exception()
+        if error is None:
+            grant = self._access.grant_of(user_id)
+            left_s = grant.until_monotonic_s - time.monotonic() if grant is not None else 0.0
+            answer = Answer(role=done.result().role.value, left_s=max(0.0, left_s))
+        else:
+            message = error.message if isinstance(error, AccessDeniedError) else "error"
+            answer = Answer(refusal=message, for_now=getattr(error, "for_now", False))
+        self._answers.append((routing_id, answer))
+        self._checking.discard(done)
+        if self._on_change is not None:
+            self._on_change()
+
+    def _answer(self, routing_id: bytes, answer: Answer) -> None:
+        try:
+            _core.send_message(
+                self._socket, ANSWER_KIND, msgspec.json.encode(answer), routing_id=routing_id
+            )
+        except TransportError:
+            pass  # it has gone, or does not read: it will ask again
 
     # ---- making it ---------------------------------------------------------------------
 

@@ -37,8 +37,9 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-#: The one refusal that may be another one's in a moment.
-_FULL = "too many guests"
+#: Refusals that may be another one's in a moment.
+_FULL, _BESIDE = "too many guests", "no token yet"
+_FOR_NOW = (_FULL, _BESIDE)
 _numbers = itertools.count(1)
 
 
@@ -48,7 +49,8 @@ class Doorkeeper:
     Args:
         monitored: The guarded socket; only the constructor touches it.
         ports: Those that it listens on, at the time of the call.
-        takes_guests: Peers with an unknown key may come in for a moment.
+        takes_guests: Peers with an unknown key may come in for a moment, if the policy has issuers.
+        beside_guests: They may do so at another door, and so may come again.
         look_at_keys: Called at each review; the monotonic time when the server's keys change.
 
     Attributes:
@@ -64,6 +66,7 @@ class Doorkeeper:
         access: Access,
         verbs: frozenset[Verb],
         takes_guests: bool,
+        beside_guests: bool,
         limits: Limits,
         ports: Callable[[], tuple[int, ...]],
         look_at_keys: Callable[[], float],
@@ -71,6 +74,7 @@ class Doorkeeper:
         self._access = access
         self._verbs = verbs
         self._takes_guests = takes_guests
+        self._beside_guests = beside_guests
         self._limits = limits
         self._ports = ports
         self._look_at_keys = look_at_keys
@@ -100,7 +104,7 @@ class Doorkeeper:
         if not is_test:
             self._tell(request, identity, reason)
         if reason:
-            return zap.refuse(request.request_id, for_now=reason == _FULL)
+            return zap.refuse(request.request_id, for_now=reason in _FOR_NOW)
         if not is_test:
             self._connections.assign(key, request.address)
         return zap.admit(request)
@@ -131,10 +135,12 @@ class Doorkeeper:
                 return identity, ""
         if identities:
             return identities[0], "role has no business here"
-        if self._access.name_of(key) and not self._takes_guests:
-            return None, "no role in this environment"
-        if not self._takes_guests or not may_be_guest:
-            return None, "unknown key"
+        has_issuers = may_be_guest and bool(self._access.policy.issuers)
+        if has_issuers and self._beside_guests:
+            return None, _BESIDE
+        if not has_issuers or not self._takes_guests:
+            is_known = self._access.name_of(key)
+            return None, "no role in this environment" if is_known else "unknown key"
         # One connection for a key, and one time: else a guest would stay for ever, and multiply.
         if key in self._guests or len(self._guests) >= self._limits.guests:
             return None, _FULL

@@ -60,9 +60,9 @@ class Issuer:
                 },
             )
         except PyJWKClientConnectionError as error:
-            raise TokenError(
-                f"the keys of {config.issuer} cannot be had", detail=_reason(error)
-            ) from None
+            down = TokenError(f"the keys of {config.issuer} cannot be had", detail=_reason(error))
+            down.for_now = True
+            raise down from None
         except (jwt.PyJWTError, PyJWKClientError, RecursionError, OverflowError) as error:
             # Without its cause, whose frames hold the token.
             raise TokenError(f"a token of {config.name} is refused: {_reason(error)}") from None

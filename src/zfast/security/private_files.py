@@ -12,6 +12,15 @@ from zfast.errors import ConfigError
 MAX_FILE_NBYTES = 1 << 20
 
 
+def is_closed(info: os.stat_result, *, readable: bool) -> bool:
+    """Whether nobody but this user, and root, may change a file or folder.
+
+    Args:
+        readable: Others may look at it.
+    """
+    return info.st_uid in (os.geteuid(), 0) and not info.st_mode & (0o022 if readable else 0o077)
+
+
 def make_private_folder(path: Path) -> None:
     """Make a folder, and those above it, for its owner alone."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import zmq
 
 from zfast.addresses import Endpoint
 from zfast.errors import ConfigError, TransportError
+from zfast.security.private_files import is_closed
 
 #: Linux's struct ucred: process, user, group.
 _UCRED = struct.Struct("3i")
@@ -30,7 +31,7 @@ def admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:
         bound.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
     except (zmq.ZMQError, AttributeError) as error:
         folder = Path(endpoint.address).parent
-        if endpoint.address.startswith("@") or folder.stat().st_mode & 0o077:
+        if endpoint.address.startswith("@") or not is_closed(folder.stat(), readable=False):
             raise ConfigError(
                 f"{endpoint} would be open to other users of this host",
                 hint="put it in a folder of mode 0700",
@@ -47,8 +48,10 @@ def connect_only_to_this_user(connecting: zmq.Socket[bytes], endpoint: Endpoint)
     Raises:
         TransportError: It is somebody else's, or could be by the time it is there.
     """
-    check_same_user(endpoint)
-    if endpoint.scheme != "ipc" or _is_private(endpoint):
+    if endpoint.scheme != "ipc":
+        return
+    _check_file(endpoint)
+    if _is_private(endpoint):
         return
     owner = _owner(endpoint)
     if owner is None:
@@ -61,13 +64,9 @@ def connect_only_to_this_user(connecting: zmq.Socket[bytes], endpoint: Endpoint)
     connecting.reconnect_ivl = -1
 
 
-def check_same_user(endpoint: Endpoint) -> None:
-    """Before connecting to an ipc endpoint: refuse a socket that another user has put there.
-
-    Raises:
-        TransportError: It is somebody else's.
-    """
-    if endpoint.scheme != "ipc" or endpoint.address.startswith("@"):
+def _check_file(endpoint: Endpoint) -> None:
+    """Refuse a socket's file that another user has put there."""
+    if endpoint.address.startswith("@"):
         return
     try:
         info = os.stat(endpoint.address)
@@ -85,7 +84,7 @@ def _is_private(endpoint: Endpoint) -> bool:
         info = Path(endpoint.address).parent.stat()
     except OSError:
         return True  # libzmq says what is wrong with it
-    return info.st_uid in (os.geteuid(), 0) and not info.st_mode & 0o022
+    return is_closed(info, readable=True)
 
 
 def _owner(endpoint: Endpoint) -> int | None:

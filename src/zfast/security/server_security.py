@@ -126,14 +126,18 @@ class ServerSecurity:
         *,
         verbs: Iterable[Verb],
         takes_tokens: bool = False,
+        beside_tokens: bool = False,
         on_change: Callable[[], None] | None = None,
     ) -> Door:
         """Guard a socket of zfast's context before it is bound; bind it with ``Door.bind``.
 
         Args:
             verbs: What the socket is for: a peer that may do none of these is not let in.
-            takes_tokens: Let peers with an unknown key in for a moment, to present a token. The
-                owner takes nothing else from them: ``Door.authorise`` refuses it.
+            takes_tokens: Where the policy has issuers, let peers with an unknown key in for a
+                moment, to present a token: the owner asks ``Door.take_token`` of each message, and
+                takes nothing else from them: ``Door.authorise`` refuses it.
+            beside_tokens: Another door of this security takes them: a peer whose key is unknown
+                yet is refused for now, not for good.
             on_change: Called on another thread when ``Door.maintain`` has something to do.
 
         Raises:
@@ -144,13 +148,15 @@ class ServerSecurity:
         with self._lock:
             if self._reloader is None and not isinstance(self._source, FixedSource):
                 self._reloader = Reloader(self._source, self._take, self._revoke)
-            tokens = self._token_desk() if takes_tokens else None
+            if takes_tokens and self.access.policy.issuers:
+                self._token_desk()  # or say now what is missing
         return Door(
             guarded,
             access=self.access,
             keys=lambda: self._state.valid_pairs(),
             verbs=frozenset(verbs),
-            tokens=tokens,
+            tokens=self._desk if takes_tokens else None,
+            beside_tokens=beside_tokens,
             limits=self.limits,
             on_change=on_change,
         )
@@ -178,6 +184,10 @@ class ServerSecurity:
             reloader.stop()
         if tokens is not None:
             tokens.close()
+
+    def _desk(self) -> TokenDesk:
+        with self._lock:
+            return self._token_desk()
 
     def _token_desk(self) -> TokenDesk:
         if self._tokens is None:

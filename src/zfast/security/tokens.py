@@ -26,6 +26,9 @@ from zfast.security.policy import IssuerConfig
 MAX_PENDING = 256
 #: Tokens whose first use is remembered; when none has ended, one more is refused.
 MAX_BINDINGS = 100_000
+#: Refusals that need not stand.
+_CHECKING, _FULL = "another one is being checked", "too many tokens at a time"
+_FOR_NOW = (_CHECKING, _FULL)
 #: A slow issuer holds up one of these.
 _N_THREADS = 4
 
@@ -46,7 +49,9 @@ class TokenDesk:
         refusal = self._enter(key, token, max_nbytes)
         if refusal:
             record("token refused", reason=refusal, key=fingerprint(key))
-            future.set_exception(TokenError(f"the token was refused: {refusal}"))
+            error = TokenError(f"the token was refused: {refusal}")
+            error.for_now = refusal in _FOR_NOW
+            future.set_exception(error)
             return future
         assert self._executor is not None
         self._executor.submit(self._work, access, key, token, future)
@@ -81,9 +86,9 @@ class TokenDesk:
             return "longer than allowed"
         with self._lock:
             if key in self._pending:
-                return "another one is being checked"
+                return _CHECKING
             if len(self._pending) >= MAX_PENDING:
-                return "too many tokens at a time"
+                return _FULL
             self._pending.add(key)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_N_THREADS, "zfast-tokens")

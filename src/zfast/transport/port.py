@@ -26,6 +26,10 @@ PATIENCE_S = 0.005
 #: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
 #: every second one may.
 MAX_FAILED_HANDSHAKES = 16
+#: How long a token may take to be taken: whoever is to take it must be in a call.
+TOKEN_S = 10.0
+#: So soon it is seen whether a token has been checked.
+CHECKING_S = 0.01
 #: What a link's peer must be allowed to do, with each message: its values are unpickled.
 LINK_VERB = Verb.PUT
 
@@ -71,7 +75,7 @@ class Port:
         self.socket.rcvtimeo = int(PATIENCE_S * 1000)
         self._file: SocketFile | None = None
         self._door: Door | None = None
-        self.admits: Callable[[bytes | None, str, int], bool] | None = None
+        self.admits: Callable[[bytes | None, str, int, bytes | None], bool] | None = None
         self._trust: ClientSecurity | None = None
         # Not ZMQ_IMMEDIATE: with it, what a peer said before it closed is lost (libzmq 4.3.5).
         self._connection = None
@@ -98,7 +102,7 @@ class Port:
 
     def _bind(self, endpoint: Endpoint, options: LinkOptions) -> None:
         if endpoint.scheme == "tcp" and isinstance(options.security, ServerSecurity):
-            self._door = options.security.guard(self.socket, verbs=[LINK_VERB])
+            self._door = options.security.guard(self.socket, verbs=[LINK_VERB], takes_tokens=True)
             self.admits = _admission(self._door)
             self.endpoint = self._door.bind(self.endpoint)
             return
@@ -112,6 +116,7 @@ class Port:
         if endpoint.scheme == "tcp" and isinstance(options.security, ClientSecurity):
             self._trust = options.security
             self._trust.guard(self.socket, self.endpoint)
+            self._trust.wait_until_welcome(self.endpoint, TOKEN_S)
 
     @property
     def closed(self) -> bool:
@@ -144,6 +149,10 @@ class Port:
     def poll(self, events: int, timeout: float | None) -> int:
         """Wait for the socket's events, or for news of the connection."""
         also = self._connection.socket if self._connection is not None else None
+        if self._door is not None:
+            self._door.maintain()
+            if self._door.owes_answers:
+                timeout = CHECKING_S if timeout is None else min(timeout, CHECKING_S)
         return _core.poll(self.socket, events, timeout, also)
 
     def recv(
@@ -165,11 +174,15 @@ class Port:
             self._file.remove()
 
 
-def _admission(door: Door) -> Callable[[bytes | None, str, int], bool]:
+def _admission(door: Door) -> Callable[[bytes | None, str, int, bytes | None], bool]:
     """Whether a message may come in: by its connection's key, whatever stands in it."""
     routing_ids = RoutingIds()
 
-    def admits(routing_id: bytes | None, user_id: str, source_fd: int) -> bool:
+    def admits(
+        routing_id: bytes | None, user_id: str, source_fd: int, token: bytes | None
+    ) -> bool:
+        if token is not None and door.take_token(routing_id or b"", user_id, token):
+            return False
         try:
             routing_ids.check(routing_id or b"", user_id)
             door.authorise(user_id, LINK_VERB, fd=source_fd)
