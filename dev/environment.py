@@ -40,9 +40,8 @@ def prepare(extras: str) -> None:
         return
     # What was built from these very sources is there: only what the extras need is missing.
     source = "zfast" if held else "."
-    print(
-        f"{'installing what is missing' if held else 'building and installing zfast'} …", flush=True
-    )
+    doing = "installing what is missing" if held else "building and installing zfast"
+    print(f"{doing} …", flush=True)
     status = run(PYTHON, "-m", "pip", "install", "--quiet", f"{source}[{extras}]")
     if status:
         sys.exit(f"installing zfast failed (pip exit status {status})")
