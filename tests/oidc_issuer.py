@@ -1,4 +1,4 @@
-"""A certified issuer, npm's oidc-provider, and a policy for tokens shaped like those of the great."""
+"""A certified issuer, npm's oidc-provider, and a policy for tokens like Okta's, AWS's and EKS's."""
 
 from __future__ import annotations
 
