@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.benchmark(timer=replay_clock.now), pytest.mark.timeout
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("megabytes", COUNTS)
+@pytest.mark.parametrize("megabytes", [1, pytest.param(100, marks=pytest.mark.same_code)])
 def test_encrypted(
     peer: str,
     megabytes: int,

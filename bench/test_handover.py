@@ -17,7 +17,7 @@ from bench.server import PrefectServer
 BASE_NBYTES = 800
 MB = 1_000_000
 #: Chains a round.
-SIZES = {"1 MB": (MB, 5), "100 MB": (100 * MB, 3), "1 GB": (1000 * MB, 2)}
+SIZES = {"1 MB": (MB, 7), "100 MB": (100 * MB, 5), "1 GB": (1000 * MB, 3)}
 #: Sizes that are measured in the same flow runs, and passes.
 TOGETHER = {"1 MB": ("small", 4), "100 MB": ("small", 4), "1 GB": ("1 GB", 3)}
 #: Rows: the runner, and what kind of memory its frames are made in.
@@ -112,14 +112,14 @@ def test_handover(
     def open_peer(runner: str) -> Peer:
         if runner == "memcpy":
             return MemcpyPeer([nbytes for nbytes, _ in sizes.values()])
-        plan: dict[str, list[Any]] = {"numpy": [(BASE_NBYTES, 2 if smoke else 5)]}
+        plan: dict[str, list[Any]] = {"numpy": [(BASE_NBYTES, 2 if smoke else 9)]}
         for name, size_and_count in sizes.items():
             for of_row in rows_of(name):
                 of_runner, kind = ROWS[of_row]
                 if of_runner == runner:
                     plan.setdefault(kind, []).append(size_and_count)
-        trials = 1 if smoke else 2
-        return FlowPeer(runner, prefect_server, "handover.handover", plan=plan, trials=trials)
+        few = {"trials": 1, "unseen": 0} if smoke else {"trials": 2, "unseen": 2}
+        return FlowPeer(runner, prefect_server, "handover.handover", plan=plan, **few)
 
     runners = dict.fromkeys(ROWS[name][0] for name in rows_of(size))
     if smoke:

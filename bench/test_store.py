@@ -100,7 +100,12 @@ def store_row(
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
-    "size", ["1 KB", "1 MB", pytest.param("100 MB", marks=pytest.mark.same_code)]
+    "size",
+    [
+        pytest.param("1 KB", marks=pytest.mark.same_code),
+        "1 MB",
+        pytest.param("100 MB", marks=pytest.mark.same_code),
+    ],
 )
 def test_store(peer: str, part: str, size: str, store_row: Callable[..., None]) -> None:
     group = f"result store, {part} {size}"
@@ -110,7 +115,12 @@ def test_store(peer: str, part: str, size: str, store_row: Callable[..., None]) 
 @pytest.mark.parametrize("peer", OTHER_PEERS)
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
-    ("block", "data"), [("folder", "noise"), ("remote", "noise"), ("folder", "prices")]
+    ("block", "data"),
+    [
+        ("folder", "noise"),
+        pytest.param("remote", "noise", marks=pytest.mark.same_code),
+        pytest.param("folder", "prices", marks=pytest.mark.same_code),
+    ],
 )
 def test_other_block(
     peer: str, part: str, block: str, data: str, store_row: Callable[..., None]

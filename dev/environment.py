@@ -28,18 +28,27 @@ def prepare(extras: str) -> None:
         print("making the virtual environment .venv …", flush=True)
         if run(sys.executable, "-m", "venv", VENV):
             sys.exit("cannot make a virtual environment: install Python's venv module")
-    stamp = VENV / f"zfast-{extras.replace(',', '-')}.stamp"
     fingerprint = source_fingerprint()
-    if stamp.exists() and stamp.read_text() == fingerprint:
+    stamps = {path: path.read_text() for path in VENV.glob("zfast-*.stamp")}
+    held = {
+        extra
+        for path, text in stamps.items()
+        if text == fingerprint
+        for extra in path.stem.removeprefix("zfast-").split("-")
+    }
+    if held.issuperset(extras.split(",")):
         return
-    print("building and installing zfast …", flush=True)
-    status = run(PYTHON, "-m", "pip", "install", "--quiet", f".[{extras}]")
+    # What was built from these very sources is there: only what the extras need is missing.
+    source = "zfast" if held else "."
+    doing = "installing what is missing" if held else "building and installing zfast"
+    print(f"{doing} …", flush=True)
+    status = run(PYTHON, "-m", "pip", "install", "--quiet", f"{source}[{extras}]")
     if status:
         sys.exit(f"installing zfast failed (pip exit status {status})")
-    for other in VENV.glob("zfast-*.stamp"):
-        if other.read_text() != fingerprint:
-            other.unlink()
-    stamp.write_text(fingerprint)
+    for path, text in stamps.items():
+        if text != fingerprint:
+            path.unlink()
+    (VENV / f"zfast-{extras.replace(',', '-')}.stamp").write_text(fingerprint)
 
 
 def source_fingerprint() -> str:

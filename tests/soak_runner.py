@@ -1,6 +1,6 @@
 """Each fault of the runner's workers many times, a storm of kills, and how soon spares take over.
 
-    python tests/soak_runner.py [--rounds 20] [--jobs 300] [--seed 1]
+    python tests/soak_runner.py [--rounds 20] [--jobs 300] [--takeovers 5] [--seed 1]
 
 The oracle is the journal of ``hub_jobs``: nothing lost, nothing begun too often, nothing that had
 ended run again. In the end no process, descriptor or lease is left.
@@ -19,11 +19,45 @@ import tempfile
 import time
 from pathlib import Path
 
-from hub_jobs import Jobs, Journal, hang_once, settled, storm
+from hub_jobs import STORM_DEATHS, Jobs, Journal, hang_once, settled, storm
 from zfast.runner.hub import Hub
 from zfast.runner.policy import Policy
 
 TESTS = Path(__file__).parent
+#: The tests of faults, by where they strike.
+FAULTS = {
+    "local workers, at each stage": ["test_runner_faults.py"],
+    "a result sent just before death": ["test_hub.py::test_a_result_sent_just_before_death_counts"],
+    "a result stored just before death": [
+        "test_task_replay.py::test_a_result_that_was_stored_before_the_death_is_used"
+    ],
+    "tasks that kill their workers": [
+        "test_hub.py::test_a_job_that_kills_its_workers_is_given_up_with_the_cause"
+    ],
+    "the driver": [
+        "test_hub.py::test_a_driver_that_is_killed_leaves_nothing",
+        "test_task_replay.py::test_a_flow_that_was_killed_and_is_run_again_finds_what_it_persisted",
+        "test_remote_workers.py::test_workers_end_soon_after_their_driver_was_killed",
+    ],
+    "the network between hosts": [
+        "test_session.py",
+        "test_remote_workers.py::test_cuts_in_the_middle_of_messages_cost_no_attempt",
+        "test_remote_workers.py::test_a_partition_that_heals_within_the_lease_costs_no_attempt",
+        "test_remote_workers.py::"
+        "test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off",
+        "test_remote_workers.py::test_results_whose_receipts_are_lost_count_once",
+        "test_remote_workers.py::test_a_slow_line_is_only_slow",
+        "test_remote_workers.py::test_a_line_between_hosts_that_is_cut_and_comes_back",
+    ],
+    "another host": [
+        "test_remote_workers.py::test_a_host_that_dies_has_its_jobs_run_elsewhere",
+        "test_remote_workers.py::test_a_drained_host_finishes_what_runs_and_leaves",
+    ],
+    "a subscriber that does not read": [
+        "test_events_publish.py::"
+        "test_a_subscriber_that_does_not_read_misses_some_is_told_and_has_the_truth"
+    ],
+}
 
 
 def start(**policy):
@@ -38,11 +72,12 @@ def start(**policy):
 
 
 def faults(n_rounds):
-    """Each fault test, in a process of its own, that many times."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    """Each fault test that many times, each round in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider"]
+    tests = [str(TESTS / test) for found in FAULTS.values() for test in found]
     for n in range(n_rounds):
         done = subprocess.run(
-            [*command, "-x", str(TESTS / "test_runner_faults.py")],
+            [*command, *tests],
             cwd=TESTS.parent,
             capture_output=True,
             text=True,
@@ -55,7 +90,7 @@ def faults(n_rounds):
 def storms(n_jobs, seed, folder):
     """Jobs of up to 0.4 s, a random worker killed every second."""
     n_files = len(os.listdir("/proc/self/fd"))
-    jobs = start(max_workers=2, spares=1)
+    jobs = start(max_workers=2, spares=1, max_worker_deaths=STORM_DEATHS)
     began = time.monotonic()
     n_killed, results = storm(jobs, Journal(folder / "storm"), n_jobs, 0.4, 1.0, seed)
     took_s = time.monotonic() - began

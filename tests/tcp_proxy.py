@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 
 
 class Proxy:
@@ -13,6 +14,8 @@ class Proxy:
 
     Attributes:
         swallows: As in a partition, nothing passes, and nobody is told.
+        is_one_way: Nothing passes from the target to whoever connected; the other way all does.
+        pause_s: So long each piece of at most 64 KiB takes: a slow line, and a long one.
         n_connections: How many there were.
     """
 
@@ -21,8 +24,11 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self.swallows = False
+        self.is_one_way = False
+        self.pause_s = 0.0
         self.n_connections = 0
         self._peers = {}
+        self._far = set()
         self._left = -1  # bytes that pass before the cut; -1 for all
         self._lock = threading.Lock()
         self._stopped = False
@@ -51,11 +57,13 @@ class Proxy:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             peer.close()
         self._peers.clear()
+        self._far.clear()
 
     def _run(self):
         while not self._stopped:
             with self._lock:
-                watched = [self._listener, *([] if self.swallows else self._peers)]
+                heard = set() if self.swallows else set(self._peers)
+                watched = [self._listener, *(heard - self._far if self.is_one_way else heard)]
             with contextlib.suppress(OSError, ValueError):
                 readable, _, _ = select.select(watched, [], [], 0.02)
                 with self._lock:
@@ -74,11 +82,13 @@ class Proxy:
                 near.close()
                 return
             self._peers[near], self._peers[far] = far, near
+            self._far.add(far)
             self.n_connections += 1
         elif ready in self._peers:
             other = self._peers[ready]
             try:
                 data = ready.recv(1 << 16)
+                time.sleep(self.pause_s)
                 if self._left >= 0:
                     data = data[: self._left]
                     self._left -= len(data)
@@ -93,4 +103,5 @@ class Proxy:
                     return
                 for peer in (ready, other):
                     self._peers.pop(peer, None)
+                    self._far.discard(peer)
                     peer.close()

@@ -178,7 +178,7 @@ class Arena(RuleBasedStateMachine):
 
 TestArena = Arena.TestCase
 TestArena.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

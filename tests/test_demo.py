@@ -104,6 +104,7 @@ def test_flights_on_thread_and_zfast(temp_folder: Path, tmp_path: Path) -> None:
     assert leftovers([], temp_folder, within_s=0) == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_own_table_as_json_on_a_server_of_the_users(
     temp_folder: Path, tmp_path: Path, prefect_api: str
@@ -144,6 +145,7 @@ def test_own_table_as_json_on_a_server_of_the_users(
     assert leftovers([], temp_folder, within_s=0) == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_ctrl_c_leaves_nothing_behind(temp_folder: Path) -> None:
     # The sweeper, Prefect's server and its child, the driver.

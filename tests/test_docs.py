@@ -23,10 +23,13 @@ def blocks(path):
 
 
 def programs():
+    """The pages' programs; all but the first wait for a long run."""
+    marks = []
     for name in PROGRAM_PAGES:
         for i, (language, text) in enumerate(blocks(ROOT / "docs" / name)):
             if language == "python":
-                yield pytest.param(text, id=f"{name}-{i}")
+                yield pytest.param(text, id=f"{name}-{i}", marks=marks)
+                marks = [pytest.mark.long]
 
 
 def commands(first):

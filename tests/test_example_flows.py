@@ -30,7 +30,13 @@ def call(flow, arguments):
     return asyncio.run(result) if asyncio.iscoroutine(result) else result
 
 
-@pytest.mark.parametrize("name", CALLS)
+#: Each shape of a flow runs anyhow; those that take longest, only in a long run.
+LONG = {"retries", "async_tasks", "dataframes"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in CALLS]
+)
 def test_an_example_gives_what_a_thread_pool_gives(name, prefect_api, monkeypatch):
     module = load(name, monkeypatch)
     function, arguments = CALLS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from hub_jobs import Jobs, hang_once, settled, simple, wait_for_file
+from network_hosts import hosts, ip
 from tcp_proxy import Proxy
 from zfast.errors import ConfigError, TransportError, WorkerDiedError, WorkerError
 from zfast.runner.hub import Hub
@@ -256,6 +258,43 @@ def test_a_partition_that_heals_within_the_lease_costs_no_attempt(
     assert len(journal.lines("k", "begin")) == 1
 
 
+def test_results_whose_receipts_are_lost_count_once(
+    start_remote, foremen, journal, tmp_path, network
+):
+    jobs = start_remote(lease_s=30.0)
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    gate = tmp_path / "gate"
+    outcome = jobs.submit(wait_for_file, (journal, "k", gate))
+    journal.wait_for("k", "begin")
+    proxy.is_one_way = True  # the hub hears its foreman, and is not heard
+    gate.touch()
+    assert jobs.value(outcome) == "k"
+    proxy.is_one_way = False
+    proxy.cut()  # what has no receipt is sent again
+    assert jobs.run(simple, (journal, "after", 0)) == "after"
+    assert proxy.n_connections > 1
+    assert outcome.empty()
+    assert len(journal.lines("k", "begin")) == 1
+
+
+def test_a_slow_line_is_only_slow(start_remote, foremen, journal, network):
+    jobs = start_remote(lease_s=30.0)
+    proxy = network(jobs.hub.endpoint)
+    foremen.start(proxy.endpoint)
+    joined(jobs)
+    proxy.pause_s = 0.05  # 1.3 MB/s, both ways together
+    array = np.arange(100_000)
+
+    def work(argument, _):
+        journal, array = argument
+        journal.note("k", "begin")
+        return array + 1
+
+    assert np.array_equal(jobs.run(work, (journal, array)), array + 1)
+    assert len(journal.lines("k", "begin")) == 1
+
+
 def test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off(
     start_remote, foremen, journal, tmp_path
 ):
@@ -450,6 +489,52 @@ def test_workers_end_soon_after_their_driver_was_killed(foremen, key_folder, tmp
         driver.kill()
     settled(lambda: gone(int((tmp_path / "worker").read_text())), 15)
 
+
+def test_a_line_between_hosts_that_is_cut_and_comes_back(key_folder, journal, tmp_path):
+    gate = tmp_path / "gate"
+    environment = {"PYTHONPATH": str(TESTS)}
+    with contextlib.ExitStack() as stack:
+        network = stack.enter_context(hosts(1))
+        (client,) = network.clients
+
+        def start(host, *command):
+            process = stack.enter_context(network.start(host, *command, **environment))
+            stack.callback(process.kill)
+            return process
+
+        driver = start(network.server, "-c", NETWORK_DRIVER, str(journal.path), str(gate))
+        port = driver.stdout.readline().strip().rpartition(":")[2]
+        endpoint = f"tcp://{network.server_address(0)}:{port}"
+        start(client, *ZFAST[1:], "worker", endpoint, "--workers", "1", "--key", "worker-1")
+        journal.wait_for("k", "begin")
+        ip("-n", client, "link", "set", "up0", "down")
+        gate.touch()
+        journal.wait_for("k", "end")  # and nobody can be told
+        ip("-n", client, "link", "set", "up0", "up")
+        assert driver.stdout.readline().strip() == "k"
+    assert len(journal.lines("k", "begin")) == 1
+
+
+NETWORK_DRIVER = """
+import sys
+from pathlib import Path
+from hub_jobs import Journal, Jobs, wait_for_file
+from zfast.runner.hub import Hub
+from zfast.runner.policy import Policy
+from zfast.runner.remote_socket import RemoteEndpoint
+from zfast.security.server_security import ServerSecurity
+
+hub = Hub(
+    Policy(0, lease_s=60.0),
+    executor="hub_executor:FunctionExecutor",
+    environment={},
+    on_note=lambda *_: None,
+    remote=RemoteEndpoint("tcp://0.0.0.0:*", ServerSecurity.load()),
+)
+print(hub.endpoint, flush=True)
+print(Jobs(hub).run(wait_for_file, (Journal(sys.argv[1]), "k", Path(sys.argv[2]))), flush=True)
+hub.close()
+"""
 
 DRIVER = """
 import os, sys, time

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from hub_jobs import Journal, check, hang_once, settled, simple, storm
+from hub_jobs import STORM_DEATHS, Journal, check, hang_once, settled, simple, storm
 from zfast.codec import decode
 from zfast.errors import WorkerDiedError, WorkerStartError
 from zfast.runner import pool
@@ -267,7 +267,7 @@ def test_a_worker_told_to_end_finishes_what_runs_and_loses_nothing(start_hub, jo
 
 
 def test_random_kills_lose_nothing_and_repeat_nothing_that_is_done(start_hub, journal):
-    jobs = start_hub(max_workers=2, spares=1)
+    jobs = start_hub(max_workers=2, spares=1, max_worker_deaths=STORM_DEATHS)
     n_killed, results = storm(jobs, journal, 80, 0.1, 0.4, seed=1, only_ready=True)
     assert n_killed >= 3
     assert all(result == key for key, result in results.items())

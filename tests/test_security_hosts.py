@@ -152,6 +152,8 @@ if __name__ == "__main__":
         with open(path, "a") as journal:
             journal.write(f"{os.environ['ZFAST_TEST_HOST']} {time.time()}\\n")
         time.sleep(0.05)
+        while number >= 40 and not os.path.exists(path + ".revoked"):
+            time.sleep(0.01)
         return number * number
     hub = Hub(
         Policy(0, lease_s=3),  # so long a host may be away before its jobs run elsewhere
@@ -199,7 +201,7 @@ def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(folder, tmp_path
             zfast("keys", "rotate", "-e", "prod", "--grace-hours", "1")
             zfast("keys", "revoke", "worker-1")
             revoked_s = time.time()
-            assert len(begun("worker-0")) + len(begun("worker-1")) < N_JOBS  # in the middle
+            journal.with_name("journal.revoked").touch()  # what was in the middle goes on
             results = json.loads(told(driver))
     assert results == [number * number for number in range(N_JOBS)]
     assert max(begun("worker-1")) < revoked_s + 1

@@ -48,7 +48,14 @@ def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator
     told.end()
 
 
-@pytest.mark.parametrize(("runner", "n_killed"), [("thread", 0), ("process", 0), ("zfast", 1)])
+@pytest.mark.parametrize(
+    ("runner", "n_killed"),
+    [
+        ("thread", 0),
+        pytest.param("process", 0, marks=pytest.mark.long),
+        ("zfast", 1),
+    ],
+)
 def test_each_run_has_the_states_that_the_api_has(
     runner: str, n_killed: int, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,14 +173,14 @@ def test_another_prefect_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"kinds": ["worker"]}, {"flows": "etl"}, {"endpoint": "tcp://1.2.3.4:5"}]
+    "options", [{"kinds": ["gizmo"]}, {"flows": "etl"}, {"endpoint": "tcp://1.2.3.4:5"}]
 )
 def test_bad_options_are_refused(options: dict[str, Any], told: Told) -> None:
     with pytest.raises(ConfigError), zfast.broadcast(**options):
         pass
 
 
-@pytest.mark.parametrize("setting", ["perhaps", '{"flow": ["etl"]}', '{"kinds": ["worker"]}'])
+@pytest.mark.parametrize("setting", ["perhaps", '{"flow": ["etl"]}', '{"kinds": ["gizmo"]}'])
 def test_a_bad_setting_says_so(setting: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import zfast.prefect"],

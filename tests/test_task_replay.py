@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,57 @@ def test_a_result_that_was_stored_before_the_death_is_used(tmp_path):
     pid = body()
     assert (tmp_path / "dead").exists()
     assert [path.name for path in begun.iterdir()] == [str(pid)]
+
+
+TWO_STEPS = """
+import os, sys
+from pathlib import Path
+from prefect import flow, task
+from prefect.cache_policies import INPUTS
+from zfast import ZfastTaskRunner
+
+folder = Path(sys.argv[1])
+
+@task(persist_result=True, cache_policy=INPUTS)
+def first(n: int) -> int:
+    (folder / f"first-{os.getpid()}").touch()
+    return n + 1
+
+@task
+def second(n: int) -> int:
+    if not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(int((folder / "driver").read_text()), 9)
+    return n + 1
+
+@flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+def steps():
+    (folder / "driver").write_text(str(os.getpid()))
+    print(second.submit(first.submit(0)).result())
+
+steps()
+"""
+
+
+def test_a_flow_that_was_killed_and_is_run_again_finds_what_it_persisted(prefect_api, tmp_path):
+    def run():
+        return subprocess.run(
+            [sys.executable, "-c", TWO_STEPS, str(tmp_path)],
+            env={
+                **os.environ,
+                "PREFECT_API_URL": prefect_api,
+                "PREFECT_LOCAL_STORAGE_PATH": str(tmp_path / "results"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    assert run().returncode == -signal.SIGKILL
+    again = run()
+    assert again.stdout.split() == ["2"], again.stderr
+    assert len(list(tmp_path.glob("first-*"))) == 1
 
 
 def test_settings_are_checked_kept_and_used(tmp_path):

@@ -541,14 +541,6 @@ def test_cached_tasks_are_not_run_again(tmp_path):
 # ---- the runner itself --------------------------------------------------------------------
 
 
-def test_tasks_submit_tasks():
-    @task
-    def parent(n: int) -> int:
-        return sum(add.map(range(n), 1).result())
-
-    assert run(lambda: parent.submit(3).result(), task_runner=ZfastTaskRunner(max_workers=1)) == 6
-
-
 def test_the_runner_alone_is_a_context_manager():
     with ZfastTaskRunner(max_workers=1) as runner:
         future = runner.submit(add, {"a": 1, "b": 2})
@@ -663,7 +655,9 @@ sleepy(os.environ["FOLDER"])
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT]
+)
 def test_a_flow_that_is_killed_leaves_no_worker_and_no_socket(prefect_api, tmp_path, how):
     runtime_root = tempfile.mkdtemp(prefix="zf")
     environment = {

@@ -66,12 +66,14 @@ def meet(folder: str, others: int) -> None:
 
 
 @flow
-def handover(plan: dict[str, list[tuple[int, int]]], trials: int) -> dict[str, float]:
-    """Run chains of a producer and a consumer, one chain at a time.
+def handover(plan: dict[str, list[tuple[int, int]]], trials: int, unseen: int) -> dict[str, float]:
+    """Run chains of a producer and a consumer, one chain at a time, the sizes in turn.
 
     Args:
         plan: For each kind of memory, sizes in bytes and how many chains of each.
         trials: How often to try each way to get the two tasks of a chain apart.
+        unseen: Chains of each kind and size that come first and do not count: memory that has
+            been used before is what a worker has most of its life.
 
     Returns:
         By "what kind nbytes": the median of the chains' seconds from the producer's end to the
@@ -84,17 +86,35 @@ def handover(plan: dict[str, list[tuple[int, int]]], trials: int) -> dict[str, f
         for future in [meet.submit(folder, WORKERS - 1) for _ in range(WORKERS)]:
             future.result()
     run_chain = _way_apart(trials)
-    measured: dict[str, float] = {}
     for kind, sizes in plan.items():
-        for nbytes, count in sizes:
-            chains = [run_chain(kind, nbytes) for _ in range(count)]
-            share = sum(chain["elsewhere"] for chain in chains) / count
-            if share:
-                chains = [chain for chain in chains if chain["elsewhere"]]
-            for what in ("start", "read"):
-                measured[f"{what} {kind} {nbytes}"] = median(chain[what] for chain in chains)
-            measured[f"elsewhere {kind} {nbytes}"] = share
+        for nbytes, _ in sizes:
+            for _ in range(unseen):
+                run_chain(kind, nbytes)
+    done: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for kind, nbytes in _in_turn(plan):
+        done.setdefault((kind, nbytes), []).append(run_chain(kind, nbytes))
+    measured: dict[str, float] = {}
+    for (kind, nbytes), chains in done.items():
+        share = sum(chain["elsewhere"] for chain in chains) / len(chains)
+        if share:
+            chains = [chain for chain in chains if chain["elsewhere"]]
+        for what in ("start", "read"):
+            measured[f"{what} {kind} {nbytes}"] = median(chain[what] for chain in chains)
+        measured[f"elsewhere {kind} {nbytes}"] = share
     return measured
+
+
+def _in_turn(plan: dict[str, list[tuple[int, int]]]) -> list[tuple[str, int]]:
+    """Kinds and sizes in turns, so that what slows the machine for a while slows them all."""
+    left = [(kind, *size) for kind, sizes in plan.items() for size in sizes]
+    most = max(count for _, _, count in left)
+    return [
+        (kind, nbytes)
+        for turn in range(most)
+        for kind, nbytes, count in left
+        # Spread evenly, however many chains each has.
+        if (turn + 1) * count // most > turn * count // most
+    ]
 
 
 def _way_apart(trials: int) -> Chain:

@@ -1,36 +1,48 @@
-"""``zfast status``: the workers, leases and queue of task runners."""
+"""``zfast status``: the workers, leases and queue of task runners, once or live."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
+from zfast.errors import RecvTimeoutError
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.status import HubStatus, WorkerStatus
 from zfast.runner.status_client import ask_all, ask_status
 from zfast.security.client_security import ClientSecurity
+
+#: Between two pictures of ``--watch``.
+INTERVAL_S = 1.0
+_BAR_COLUMNS = 30
 
 
 def status(
     endpoint: str | None = None,
     /,
     *,
+    watch: Annotated[bool, Parameter(name=["--watch", "-w"], negative="")] = False,
     environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
     key: str = "client",
     insecure: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
-    """Show the workers, leases and queue of flow runs.
+    """Show the progress, workers, leases and queue of flow runs.
 
     Parameters
     ----------
     endpoint
         A task runner's; a key with the role Viewer may look.  [default: every one of yours here]
+    watch
+        Show it anew each second, until Ctrl-C.
     environment
         Whose keys.  [default: that of ZFAST_ENVIRONMENT, else default]
     key
@@ -38,36 +50,71 @@ def status(
     insecure
         Allow tcp of the loopback interface that nothing guards.
     json
-        Print a list of JSON objects.
+        Print a list of JSON objects; with --watch a line each second.
     """
-    if endpoint is None:
-        found = ask_all()
-    else:
+    address: HubAddress | None = None
+    if endpoint is not None:
         guarded = endpoint.startswith("tcp:") and not insecure
         security = ClientSecurity.load(environment, name=key) if guarded else None
-        found = [ask_status(HubAddress(endpoint, security, insecure))]
-    if json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-        return
+        address = HubAddress(endpoint, security, insecure)
     console = Console(highlight=False)
+    if not watch:
+        found = _ask(address)
+        _print_json(found) if json else console.print(_draw(found))
+    elif json:
+        while True:
+            _print_json(_ask_patiently(address))
+            time.sleep(INTERVAL_S)
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(_draw(_ask_patiently(address)), refresh=True)
+                time.sleep(INTERVAL_S)
+
+
+def _ask(address: HubAddress | None) -> list[HubStatus]:
+    return ask_all() if address is None else [ask_status(address)]
+
+
+def _ask_patiently(address: HubAddress | None) -> list[HubStatus]:
+    """Nothing while its flow has not begun, or is over: the next may come."""
+    try:
+        return _ask(address)
+    except RecvTimeoutError:
+        return []
+
+
+def _print_json(found: list[HubStatus]) -> None:
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _draw(found: list[HubStatus]) -> RenderableType:
     if not found:
-        console.print("no task runner of yours has workers on this host now")
-    for hub in found:
-        _print(console, hub)
+        return Text("no task runner has workers now")
+    return Group(*(part for hub in found for part in _parts(hub)))
 
 
-def _print(console: Console, hub: HubStatus) -> None:
+def _parts(hub: HubStatus) -> list[RenderableType]:
     where = f", joined at {hub.endpoint} by {len(hub.hosts)} hosts" if hub.endpoint else ""
-    console.print(
-        f"flow run process {hub.pid}{where}: {hub.queued} tasks wait, {hub.running} run, "
-        f"{hub.replays} of them again; {_mib(hub.leased_nbytes)} of results leased, "
-        f"{_mib(hub.inflight_nbytes)} under way; lease {hub.lease_s:g} s",
-        soft_wrap=True,
+    progress = Table.grid(padding=(0, 1))
+    progress.add_row(
+        ProgressBar(hub.ended + hub.running + hub.queued, hub.ended, width=_BAR_COLUMNS),
+        f"tasks: {hub.ended} ended, {hub.running} running, {hub.queued} waiting, "
+        f"{hub.replays} of them again",
     )
     table = Table("worker", "host", "state", "task run", "attempt", "for", "memory", box=None)
     for worker in hub.workers:
         table.add_row(*_cells(worker))
-    console.print(table)
+    return [
+        Text(f"flow run process {hub.pid}{where}"),
+        progress,
+        Text(
+            f"{_mib(hub.leased_nbytes)} of results leased, {_mib(hub.inflight_nbytes)} under way; "
+            f"lease {hub.lease_s:g} s"
+        ),
+        table,
+    ]
 
 
 def _cells(worker: WorkerStatus) -> list[str]:

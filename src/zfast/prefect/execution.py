@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -23,10 +22,12 @@ from zfast.codec import Payload, decode, encode
 from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.caching import fast_policy
+from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
 from zfast.runner import cycles
+from zfast.runner.event_loop import EventLoop
 from zfast.runner.job import Blob
 from zfast.sharing.handover import Parcel
 from zfast.sharing.results import seal_results
@@ -64,6 +65,7 @@ class TaskExecutor:
         self._tasks: dict[bytes, Task[Any, Any]] = {}
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
+        self._loop = EventLoop()
 
     def run(self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""
@@ -92,6 +94,7 @@ class TaskExecutor:
     def close(self) -> None:
         """Leave the hydrated context."""
         self._hydrated.close()
+        self._loop.close()
 
     def _enter_context(self, context: Blob) -> None:
         # Hydrating rebuilds settings and SSL contexts, some 70 ms: once per context, not per task.
@@ -113,7 +116,7 @@ class TaskExecutor:
                 self._tasks.clear()
             task = cloudpickle.loads(code.data)
             # Before Prefect, its hooks and its caches see what the function returns.
-            task.fn = seal_results(task.fn)
+            task.fn = seal_results(collect_yielded(task.fn))
             task.cache_policy = fast_policy(task.cache_policy, self._digests)
             # Nothing would read what a worker's process caches, and it would pin the memory.
             task.cache_result_in_memory = False
@@ -133,7 +136,7 @@ class TaskExecutor:
         }
         with tags(*call["tags"]):
             state = (
-                asyncio.run(prefect.task_engine.run_task_async(**arguments))
+                self._loop.run(prefect.task_engine.run_task_async(**arguments))
                 if task.isasync
                 else prefect.task_engine.run_task_sync(**arguments)
             )

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import TagsContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.task_runners import TaskRunner
 
@@ -116,11 +117,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "initializer": initializer,
             "initargs": tuple(initargs),
         }
-        self._joining: dict[str, Any] = {
-            "endpoint": endpoint,
-            "security": security,
-            "insecure": insecure,
-        }
+        self._joining: dict[str, Any] = {}
+        if endpoint is not None or security is not None or insecure:
+            self._joining = {"endpoint": endpoint, "security": security, "insecure": insecure}
         make_policy(self._settings)  # complains here and now
         make_remote(**self._joining)
         self._reset()
@@ -189,8 +188,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         if self._hub is not None and self._reporter is not None:
             if self._vitals is not None:
                 self._vitals.close()
-            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs.
-            if exc_type is None or issubclass(exc_type, Exception):
+            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs. A
+            # flow that is suspended finds it done when it resumes.
+            if exc_type is None or issubclass(exc_type, (Exception, Pause)):
                 self._hub.close()
             else:
                 self._hub.abort()

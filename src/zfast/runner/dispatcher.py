@@ -58,11 +58,17 @@ class Dispatcher:
         self._next_recall = float("inf")
         #: Jobs that were begun again because their worker died.
         self.n_begun_again = 0
+        self._n_submitted = 0
 
     @property
     def n_jobs(self) -> int:
         """Jobs that are queued or in the hands of workers."""
         return len(self._attempts)
+
+    @property
+    def n_ended(self) -> int:
+        """Jobs that have ended, well or not."""
+        return self._n_submitted - self.n_jobs
 
     @property
     def n_queued(self) -> int:
@@ -101,6 +107,7 @@ class Dispatcher:
         except ValueError as error:
             job.settle(WorkerError(str(error), hint="give each job an id of its own"))
             return
+        self._n_submitted += 1
         self._queue.put(job)
         self._context = job.context
         self._codes[job.code.digest] = job.code

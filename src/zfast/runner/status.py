@@ -43,6 +43,7 @@ class HubStatus(msgspec.Struct):
 
     Attributes:
         pid: Of the flow run's process.
+        ended: Jobs that have ended, well or not.
         queued: Jobs that no worker has.
         replays: Jobs that run, or wait to run, again.
         leased_nbytes: Shared memory that somebody may read.
@@ -54,6 +55,7 @@ class HubStatus(msgspec.Struct):
     endpoint: str | None
     lease_s: float
     workers: list[WorkerStatus]
+    ended: int
     queued: int
     running: int
     replays: int
@@ -105,6 +107,7 @@ def describe_hub(
         endpoint=endpoint,
         lease_s=lease_s,
         workers=described,
+        ended=dispatcher.n_ended,
         queued=dispatcher.n_queued,
         running=sum(len(worker.jobs) for worker in described),
         replays=dispatcher.n_replays,
