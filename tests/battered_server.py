@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import os
 import logging
+import os
 import sys
 import tempfile
 import threading
@@ -23,6 +23,14 @@ from zfast.runner.hub import Hub
 from zfast.runner.policy import Policy
 from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.security.server_security import ServerSecurity
+
+#: Threads that looked something up to unpickle it.
+unpickling: set[str] = set()
+
+
+def watch(event: str, _: object) -> None:
+    if event == "pickle.find_class":
+        unpickling.add(threading.current_thread().name)
 
 
 def double(argument: int, _: object) -> int:
@@ -44,6 +52,7 @@ def answer(rx: Channel) -> None:
 
 def main() -> None:
     faulthandler.enable()
+    sys.addaudithook(watch)
     logging.disable(logging.WARNING)  # a line for each bad frame
     security = ServerSecurity.load("prod")
     rx = Channel.bind("tcp://127.0.0.1:*", security=security)
@@ -61,7 +70,7 @@ def main() -> None:
     assert jobs.run(double, 1) == 2  # its local socket is there from now on
     threads = [
         threading.Thread(target=answer, args=(rx,), daemon=True),
-        threading.Thread(target=relay.run, daemon=True),
+        threading.Thread(target=relay.run, name="relay", daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -81,6 +90,9 @@ def main() -> None:
     )
     for _ in sys.stdin:
         assert jobs.run(double, 2) == 4
+        assert "zfast-hub" in {thread.name for thread in threading.enumerate()}
+        # Who passes payloads on never looks into one.
+        assert unpickling.isdisjoint({"zfast-hub", "relay", "zfast-gate"}), unpickling
         assert all(thread.is_alive() for thread in threads)
         print("done", flush=True)
     hub.close()
