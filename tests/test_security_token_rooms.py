@@ -189,8 +189,8 @@ def working(
     finally:
         ended.set()
         kubelet.join()
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(60)
 
 
 def write(path: Path, text: str) -> None:
