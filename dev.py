@@ -14,7 +14,7 @@
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
     python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
-    python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, beside honest clients
+    python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, and to each socket
     python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
     python3 dev.py soak-states   a flow of 300 tasks with faults: states told against the API's
     python3 dev.py screenshots   pictures of the live views; needs Chromium

@@ -5,6 +5,7 @@
 Each stranger sends one wrong frame: garbage, a mutated greeting, a mutated HELLO, or a real
 client's handshake that was recorded and mutated. The server is a process of its own, whose memory,
 descriptors and threads are looked at; an honest client asks all the while, and others come and go.
+Then, with as many frames for each of zfast's sockets, ``soak_sockets``.
 """
 
 from __future__ import annotations
@@ -188,6 +189,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     print(soak(arguments.frames, arguments.seed))
+    import soak_sockets  # which takes from here
+
+    print(soak_sockets.soak(arguments.frames, arguments.seed))
     return 0
 
 

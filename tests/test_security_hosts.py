@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from network_hosts import hosts
+from oidc_issuer import Provider, policy_text
 from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
 
@@ -173,7 +174,10 @@ _WORKER = "import sys; from zfast.cli import main; sys.exit(main())"
 N_JOBS = 100
 
 
-def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(folder, tmp_path, monkeypatch):
+def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(
+    folder, oidc_folder, tmp_path, monkeypatch
+):
+    """One comes by a token, under a key that nobody authorized; the other's key is revoked."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     journal = tmp_path / "journal"
     journal.touch()
@@ -182,13 +186,22 @@ def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(folder, tmp_path
         lines = [line.split() for line in journal.read_text().splitlines()]
         return [float(when) for host, when in lines if host == name]
 
-    with hosts(2) as net:
+    with hosts(2) as net, contextlib.ExitStack() as stack:
+        provider = Provider(oidc_folder, host=("ip", "netns", "exec", net.server))
+        stack.callback(provider.close)
+        folder.new("prod", "nobody")
+        policy = folder.path / "policy.toml"
+        policy.write_text(f"{policy.read_text()}\n{policy_text(provider.url)}")
+        token = tmp_path / "token"
+        token.touch(mode=0o600)
+        token.write_bytes(provider.token("eks-pod"))
+        options = (("--key", "nobody", "--token-file", str(token)), ("--key", "worker-1"))
         driver = net.start(net.server, "-c", _DRIVER, str(journal), str(N_JOBS))
         port = told(driver).rpartition(":")[2]
         workers = [
             net.start(
                 host, "-c", _WORKER, "worker", f"tcp://{net.server_address(i)}:{port}",
-                "--workers", "1", "--key", f"worker-{i}", "-e", "prod",
+                "--workers", "1", "-e", "prod", *options[i],
                 ZFAST_TEST_HOST=f"worker-{i}",
             )
             for i, host in enumerate(net.clients)

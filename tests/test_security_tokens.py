@@ -5,16 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
-import subprocess
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import jwt
 import pytest
@@ -28,7 +22,7 @@ from zfast.security import issuer as issuer_module
 from zfast.security.access import Access
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
-from zfast.security.policy import Policy, parse_policy
+from zfast.security.policy import Policy
 from zfast.security.server_security import ServerSecurity
 from zfast.security.sources import FixedSource, ServerState
 from zfast.security.tokens import TokenDesk
@@ -38,6 +32,7 @@ PEER = KeyPair.generate("peer")
 THIEF = KeyPair.generate("thief")
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP384R1())
+
 
 def security_for(policy: Policy, environment: str = "prod", **limits: int) -> ServerSecurity:
     state = ServerState(((SERVER, float("inf")),), {}, frozenset(), policy)

@@ -195,7 +195,7 @@ class Departure:
     def send(self, socket: zmq.Socket[Any], peer: Account, max_count: int) -> bool: ...
     def release(self) -> None: ...
 
-Admits = Callable[[bytes | None, str, int, bytes | None], bool]
+_Admits = Callable[[bytes | None, str, int, bytes | None], bool]
 
 @overload
 def recv(
@@ -204,7 +204,7 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: None = None,
-    admits: Admits | None = None,
+    admits: _Admits | None = None,
 ) -> Message | Batch | None: ...
 @overload
 def recv(
@@ -213,7 +213,7 @@ def recv(
     routed: bool = False,
     wait: bool = False,
     peers: dict[Any, Any],
-    admits: Admits | None = None,
+    admits: _Admits | None = None,
 ) -> Message | Batch | Landing | None: ...
 def poll(
     socket: zmq.Socket[Any],
@@ -260,7 +260,7 @@ class Lane:
         look: Callable[[], None],
         decode: Callable[[Message, bool], Any],
         acknowledge_later: Callable[[], None],
-        admits: Admits | None = None,
+        admits: _Admits | None = None,
     ) -> None: ...
     def send(self, value: object, timeout: float | None) -> bool: ...
     def recv(self, timeout: float | None, copy: bool = False) -> Any: ...

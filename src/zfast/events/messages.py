@@ -148,7 +148,7 @@ def decode_message(frame: bytes) -> ControlMessage:
     """
     try:
         message: ControlMessage = _decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a control message cannot be read: {error}") from error
     if isinstance(message, Hello | Welcome) and message.version != CONTROL_VERSION:
         raise VersionMismatchError(

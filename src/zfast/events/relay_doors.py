@@ -90,7 +90,7 @@ class RelayDoors:
         """
         self._doors[0].authorise(key, Verb.SUBSCRIBE)
         if not prefix.startswith(self.root):
-            asked = prefix.decode() or "every environment"
+            asked = prefix.decode(errors="backslashreplace") or "every environment"
             raise AccessDeniedError(
                 f"this relay is for {self._security.environment}, not for {asked}",
                 hint=f"subscribe with environment={self._security.environment!r}",

@@ -166,7 +166,8 @@ class Handshakes:
                 return None
             if event == zmq.EVENT_DISCONNECTED:
                 self._begin_anew()
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                continue  # of a handshake that failed, too: that counts once
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return refused(self._url, self._security)
             self._failures = self._failures + 1 if event & _FAILED else 0
             if self._failures >= MAX_FAILED_HANDSHAKES:

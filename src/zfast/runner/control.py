@@ -46,5 +46,6 @@ class MessageTable:
             raise ProtocolError(f"a control message of unknown kind {kind}", offset=5)
         try:
             return decoder.decode(body)
-        except msgspec.DecodeError as error:
+        # msgspec raises two errors of Python's own: for text that is no UTF-8, and for depth.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"a malformed control message: {error}") from error

@@ -174,9 +174,7 @@ class ClientSecurity:
                 hint="is the other side open, and in a call?",
             )
 
-    def _send_courier(
-        self, user: zmq.Socket[bytes], endpoint: str, server: PublicKey
-    ) -> None:
+    def _send_courier(self, user: zmq.Socket[bytes], endpoint: str, server: PublicKey) -> None:
         with self._lock:
             courier = self._couriers.get(endpoint)
             if courier is not None and courier.serve(user):

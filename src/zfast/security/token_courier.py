@@ -203,7 +203,9 @@ class TokenCourier:
             if not answer.for_now:
                 self._fail(TokenError(f"{self._endpoint} refused our token: {answer.refusal}"))
             return time.monotonic() + AGAIN_S
-        self._until_s = time.monotonic() + (float("inf") if answer.left_s is None else answer.left_s)
+        self._until_s = time.monotonic() + (
+            float("inf") if answer.left_s is None else answer.left_s
+        )
         with self._changed:
             self._taken, self._error = True, None
             self._changed.notify_all()

@@ -65,5 +65,5 @@ def read_answer(message: _core.Message | _core.Batch) -> Answer:
         raise ProtocolError("no answer to a token")
     try:
         return msgspec.json.decode(bytes(message.body), type=Answer)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"no answer to a token: {error}") from error

@@ -178,9 +178,7 @@ def _admission(door: Door) -> Callable[[bytes | None, str, int, bytes | None], b
     """Whether a message may come in: by its connection's key, whatever stands in it."""
     routing_ids = RoutingIds()
 
-    def admits(
-        routing_id: bytes | None, user_id: str, source_fd: int, token: bytes | None
-    ) -> bool:
+    def admits(routing_id: bytes | None, user_id: str, source_fd: int, token: bytes | None) -> bool:
         if token is not None and door.take_token(routing_id or b"", user_id, token):
             return False
         try:
