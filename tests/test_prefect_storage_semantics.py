@@ -525,6 +525,7 @@ def test_settings_in_the_environment(
     run_twice_and_read(block, run_python)
 
 
+@pytest.mark.long
 def test_settings_in_a_profile(
     block: ZfastStorage,
     saved: str,

@@ -337,6 +337,18 @@ def test_mounted_files_are_enough(tmp_path, folder, monkeypatch):
         ServerSecurity.load()
 
 
+def test_files_that_the_command_made_may_be_mounted(folder, monkeypatch):
+    for kind in ("server", "client"):
+        assert zfast("keys", "new", kind, "-e", "prod").returncode == 0
+    made = folder.path / "prod"
+    monkeypatch.setenv("ZFAST_CLIENT_SECRET_KEY_FILE", str(made / "client.key"))
+    monkeypatch.setenv("ZFAST_SERVER_PUBLIC_KEYS_FILE", str(made / "server.pub"))
+    monkeypatch.setenv("ZFAST_KEYS", str(folder.path / "none"))
+    pod = ClientSecurity.load("prod")
+    assert pod.pair.public.z85 in (made / "client.pub").read_text()
+    assert pod.servers[0].z85 in (made / "server.pub").read_text()
+
+
 def test_secrets_in_variables_are_used_and_reach_no_child(folder, monkeypatch):
     pair = KeyPair.generate()
     for name in SECRET_VARIABLES:

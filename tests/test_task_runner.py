@@ -392,7 +392,7 @@ def test_a_task_that_ends_its_interpreter_politely_does_not_end_the_worker():
     assert before == after
 
 
-@pytest.mark.parametrize("how", ["kill -9", "exit"])
+@pytest.mark.parametrize("how", ["kill -9", pytest.param("exit", marks=pytest.mark.long)])
 def test_a_worker_that_dies_crashes_its_task_and_is_replaced(how):
     @task
     def die() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
 from zfast.security.held_secrets import taken_secret
-from zfast.security.key_files import read_public_key
+from zfast.security.key_files import read_pair, read_public_key
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
 from zfast.security.private_files import (
@@ -22,6 +22,9 @@ from zfast.security.private_files import (
 
 if TYPE_CHECKING:
     from zfast.security.settings import SecuritySettings
+
+#: No Z85 has it, and each file that ``zfast keys`` writes does.
+_QUOTE = '"'
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,15 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
         ConfigError: There is none.
     """
     texts = settings.server_public_keys.split(",")
+    keys = []
     if settings.server_public_keys_file is not None:
-        texts += _text(settings.server_public_keys_file).splitlines()
-    keys = [PublicKey(text.strip()) for text in texts if text.strip()]
+        path = settings.server_public_keys_file
+        text = read_protected_file(path).decode("ascii", "replace")
+        if _QUOTE in text:
+            keys = [read_public_key(path)]
+        else:
+            texts += text.splitlines()
+    keys += [PublicKey(text.strip()) for text in texts if text.strip()]
     folder = KeyFolder(settings.key_folder)
     if not keys:
         keys = [PublicKey(key, name) for key, name in folder.trusted(settings.environment).items()]
@@ -166,7 +175,11 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
 
 def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
     if path is not None:
-        return KeyPair.from_secret(read_private_file(path).decode("ascii", "replace"), kind)
+        text = read_private_file(path).decode("ascii", "replace")
+        if _QUOTE in text:
+            del text
+            return read_pair("", kind, path).pair
+        return KeyPair.from_secret(text, kind)
     secret = taken_secret(f"ZFAST_{kind.upper()}_SECRET_KEY")
     return KeyPair.from_secret(secret, kind) if secret is not None else None
 
@@ -182,10 +195,6 @@ def mounted_keys(folder: Path) -> dict[str, str]:
         read_public_key(path).z85: path.name.removesuffix(".pub")
         for path in sorted(folder.glob("*.pub"))
     }
-
-
-def _text(path: Path) -> str:
-    return read_protected_file(path).decode("ascii", "replace")
 
 
 def _file_signature(path: Path) -> tuple[object, ...]:
