@@ -174,7 +174,10 @@ def test_top_in_a_terminal_of_80_by_24(publisher: Publisher) -> None:
         publish_flow(publisher)
         terminal.wait_for(lambda text: "etl" in text)  # it has joined, and misses nothing
         publish_flow(publisher, flow="report")
-        shown = terminal.wait_for(lambda text: "448 MiB" in text and "MiB in place" in text)
+        # The first flow has shown the others already: the second one's name is what is new.
+        shown = terminal.wait_for(
+            lambda text: "448 MiB" in text and "MiB in place" in text and "report" in text
+        )
         assert "GB/s" in shown
         assert "report" in shown
         assert "leases" in shown
