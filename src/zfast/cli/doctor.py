@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 
-from zfast.cli.key_options import Environment, Folder, Json, settings_of
+from zfast.cli.key_options import Environment, Flag, Folder, settings_of
 from zfast.errors import ConfigError
 
 #: Problems were found.
@@ -17,7 +17,7 @@ def doctor(
     *endpoints: str,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> int:
     """Show what is wrong on this machine, what is slow, and what to do.
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from zfast.cli.key_options import Environment, Flag, Folder
 from zfast.events.sockets import client_security
 from zfast.events.subscription import Subscription, chosen_endpoint
 
-Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
 #: Of a page; 0 lets the system choose.
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 @Parameter(name="*")
@@ -40,7 +38,7 @@ class Source:
     environment: Environment = None
     endpoint: Annotated[str | None, Parameter(show_default=False)] = None
     key: str = "client"
-    folder: Annotated[Path | None, Parameter(show_default=False)] = None
+    folder: Folder = None
     insecure: Flag = False
 
     def subscribe(self, **filters: Any) -> Subscription:

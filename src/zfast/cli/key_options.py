@@ -1,4 +1,4 @@
-"""What the commands about keys have in common: their options, and how the folder is opened."""
+"""Options about keys that many verbs have, and how the key folder is opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
 Folder = Annotated[Path | None, Parameter(show_default=False)]
-Json = Annotated[bool, Parameter(negative="", show_default=False)]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def settings_of(folder: Path | None, environment: str | None) -> SecuritySettings:

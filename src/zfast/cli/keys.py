@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from zfast.cli.key_options import Environment, Folder, Json, open_keys
+from zfast.cli.key_options import Environment, Flag, Folder, open_keys
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def new(
     name: str | None = None,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Make a key pair for this host.
 
@@ -70,7 +70,7 @@ def new(
 
 
 @app.command(name="list")
-def list_(*, folder: Folder = None, json: Json = False) -> None:
+def list_(*, folder: Folder = None, json: Flag = False) -> None:
     """Show every key of the folder: own, authorized, trusted and revoked.
 
     Parameters
@@ -112,7 +112,7 @@ def show(
     *,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Show a public key, to compare it or to hand it out.
 
@@ -147,7 +147,7 @@ def authorize(
     name: str | None = None,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Let a client's key in.
 
@@ -189,7 +189,7 @@ def trust(
     name: str | None = None,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Let clients of this host connect to a server.
 
@@ -226,7 +226,7 @@ def rotate(
     grace_hours: Annotated[float, Parameter(validator=Number(gte=0))] = 24.0,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Put a new key pair in the place of one; a running server takes it up by itself.
 
@@ -261,7 +261,7 @@ def rotate(
 
 
 @app.command
-def revoke(key: str, /, *, folder: Folder = None, json: Json = False) -> None:
+def revoke(key: str, /, *, folder: Folder = None, json: Flag = False) -> None:
     """Let a key in no more: running servers cut its connections within a second.
 
     Parameters

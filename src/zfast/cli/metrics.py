@@ -7,7 +7,8 @@ import sys
 
 import msgspec
 
-from zfast.cli.event_options import HERE, Flag, Port, Source
+from zfast.cli.event_options import HERE, Port, Source
+from zfast.cli.key_options import Flag
 from zfast.events.event import Kind
 from zfast.metrics import DEFAULT_PORT, PrometheusPage
 

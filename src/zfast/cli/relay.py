@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 
-from zfast.cli.event_options import Environment, Flag
+from zfast.cli.key_options import Environment, Flag, Folder
 from zfast.errors import ConfigError
 from zfast.events.relay import Relay
 from zfast.security.server_security import ServerSecurity
@@ -21,7 +18,7 @@ def relay(
     /,
     *,
     environment: Environment = None,
-    folder: Annotated[Path | None, Parameter(show_default=False)] = None,
+    folder: Folder = None,
     insecure: Flag = False,
     json: Flag = False,
 ) -> None:

@@ -14,11 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zfast.cli.hub_options import hub_address
+from zfast.cli.key_options import Environment, Flag
 from zfast.errors import RecvTimeoutError
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.status import HubStatus, WorkerStatus
 from zfast.runner.status_client import ask_all, ask_status
-from zfast.security.client_security import ClientSecurity
 
 #: Between two pictures of ``--watch``.
 INTERVAL_S = 1.0
@@ -30,10 +31,10 @@ def status(
     /,
     *,
     watch: Annotated[bool, Parameter(name=["--watch", "-w"], negative="")] = False,
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
+    environment: Environment = None,
     key: str = "client",
-    insecure: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    insecure: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Show the progress, workers, leases and queue of flow runs.
 
@@ -54,9 +55,7 @@ def status(
     """
     address: HubAddress | None = None
     if endpoint is not None:
-        guarded = endpoint.startswith("tcp:") and not insecure
-        security = ClientSecurity.load(environment, name=key) if guarded else None
-        address = HubAddress(endpoint, security, insecure)
+        address = hub_address(endpoint, environment=environment, key=key, insecure=insecure)
     console = Console(highlight=False)
     if not watch:
         found = _ask(address)

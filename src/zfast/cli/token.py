@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from zfast.cli.key_options import Environment, Folder, Json, settings_of
+from zfast.cli.key_options import Environment, Flag, Folder, settings_of
 from zfast.errors import AccessDeniedError, ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check(
     key: str | None = None,
     environment: Environment = None,
     folder: Folder = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """Explain what the policy of this host decides, rule by rule.
 

@@ -17,7 +17,8 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.live import Live
 
-from zfast.cli.event_options import HERE, Flag, Source
+from zfast.cli.event_options import HERE, Source
+from zfast.cli.key_options import Flag
 from zfast.cli.top_screen import as_figures, draw, terminal_size
 from zfast.errors import RecvTimeoutError
 from zfast.events.event import Kind

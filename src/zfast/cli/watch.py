@@ -13,7 +13,8 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.text import Text
 
-from zfast.cli.event_options import HERE, Flag, Source
+from zfast.cli.event_options import HERE, Source
+from zfast.cli.key_options import Flag
 from zfast.events.event import Event, Gap, PublisherJoined, StateEvent, WorkerEvent
 
 _STYLES = {

@@ -11,6 +11,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from zfast.cli.key_options import Environment, Flag
+
 
 def worker(
     endpoint: str,
@@ -19,10 +21,10 @@ def worker(
     workers: Annotated[int | None, Parameter(name=["--workers", "-w"], validator=Number(gte=1))] = (
         None
     ),
-    environment: Annotated[str | None, Parameter(name=["--environment", "-e"])] = None,
+    environment: Environment = None,
     key: str = "client",
     token_file: Annotated[Path | None, Parameter(show_default=False)] = None,
-    insecure: Annotated[bool, Parameter(negative="")] = False,
+    insecure: Flag = False,
 ) -> None:
     """Run tasks of the flows at an endpoint, one flow run after another.
 
@@ -43,16 +45,13 @@ def worker(
     insecure
         Allow tcp of the loopback interface that nothing guards.
     """
+    from zfast.cli.hub_options import hub_address
     from zfast.runner.foreman import Foreman
-    from zfast.runner.hub_line import HubAddress
-    from zfast.security.client_security import ClientSecurity
 
-    guarded = endpoint.startswith("tcp:") and not insecure
-    security = None
-    if guarded:
-        security = ClientSecurity.load(environment, name=key, token_file=token_file)
     foreman = Foreman(
-        HubAddress(endpoint, security, insecure),
+        hub_address(
+            endpoint, environment=environment, key=key, insecure=insecure, token_file=token_file
+        ),
         workers if workers is not None else _n_processors(),
         _say,
     )

@@ -11,7 +11,7 @@ import zmq
 from zfast.addresses import parse_endpoint
 from zfast.context import process_context
 from zfast.errors import ConfigError, TransportError, ZfastError
-from zfast.security.client_security import ClientSecurity, not_trusted, refused
+from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
 
 #: Events that wait for one subscriber; those beyond are dropped, and it is told.
@@ -23,9 +23,6 @@ MAX_FRAME_NBYTES = 1 << 20
 #: How long a client waits before it connects again, at first and at most.
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 1000
-#: Handshakes in a row that come to nothing, and the other side is not who we trust. In a rotation
-#: some do.
-MAX_FAILED_HANDSHAKES = 16
 
 _EVENT = struct.Struct("=Hi")
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -167,11 +164,15 @@ class Handshakes:
             if event == zmq.EVENT_DISCONNECTED:
                 self._begin_anew()
                 continue  # of a handshake that failed, too: that counts once
-            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                return refused(self._url, self._security)
             self._failures = self._failures + 1 if event & _FAILED else 0
-            if self._failures >= MAX_FAILED_HANDSHAKES:
-                return not_trusted(self._url, self._security)
+            error = handshake_error(
+                self._url,
+                self._security,
+                is_refused=event == zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+                failures=self._failures,
+            )
+            if error is not None:
+                return error
 
     def _connect(self) -> None:
         if self._is_connecting or not self._security.may_connect(self._url):

@@ -19,6 +19,7 @@ from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerError
 from zfast.runner.control import ControlMessage
 from zfast.runner.protocol import PROTOCOL_VERSION
 from zfast.runner.remote_protocol import (
+    HEARTBEAT_MS,
     REMOTE_MESSAGES,
     Beat,
     Farewell,
@@ -29,16 +30,14 @@ from zfast.runner.remote_protocol import (
     Welcome,
 )
 from zfast.runner.session import Session
-from zfast.security.client_security import ClientSecurity, not_trusted, refused
+from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.same_user import connect_only_to_this_user
 from zfast.transport.connection_monitor import ConnectionMonitor
-from zfast.transport.port import MAX_FAILED_HANDSHAKES
 
 logger = logging.getLogger("zfast.worker")
 
 #: libzmq tries to connect again so often, at first and at most.
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1000
-HEARTBEAT_MS = 5000
 #: Between two connections of one line.
 PAUSE_S = 0.1
 #: What was said and not answered in so long is said again, on a new connection.
@@ -114,10 +113,16 @@ class HubAddress:
         Raises:
             HandshakeError: It does not, or is not.
         """
-        if self.security is not None and connection.refused:
-            raise refused(self.url, self.security)
-        if self.security is not None and connection.failures >= MAX_FAILED_HANDSHAKES:
-            raise not_trusted(self.url, self.security)
+        if self.security is None:
+            return
+        error = handshake_error(
+            self.url,
+            self.security,
+            is_refused=connection.refused,
+            failures=connection.failures,
+        )
+        if error is not None:
+            raise error
 
 
 class HubLine:

@@ -48,20 +48,12 @@ class HubSocket:
         except TransportError:
             logger.debug("worker %r cannot be reached", routing_id, exc_info=True)
 
-    def receive(self) -> tuple[bytes, ControlMessage, list[memoryview]] | None:
-        """The next message, its sender's routing id and its buffers; None when there is none.
+    def receive_raw(self) -> _core.Message | None:
+        """The next message, as it was encoded; None when there is none.
 
         Raises:
-            ProtocolError: What came is no control message; it was dropped.
+            ProtocolError: What came is no message of ours; it was dropped.
         """
-        received = self.receive_raw()
-        if received is None:
-            return None
-        message = HUB_MESSAGES.decode(received.kind, received.body)
-        return received.routing_id or b"", message, received.buffers
-
-    def receive_raw(self) -> _core.Message | None:
-        """``receive``, of a message that stays encoded."""
         received = _core.recv(self._socket, routed=True)
         if isinstance(received, _core.Batch):
             raise ProtocolError(f"a batch from {received.routing_id!r}, not a worker")

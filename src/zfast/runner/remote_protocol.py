@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from zfast.runner.control import ControlMessage, MessageTable
 
+#: What libzmq's heartbeats are set to on both sides, where no limits of a security say it.
+HEARTBEAT_MS = 5000
+
 
 class Join(ControlMessage, frozen=True):
     """Foreman → hub: a new session, please. Not numbered.

@@ -12,14 +12,13 @@ from zfast import _core
 from zfast.addresses import SocketFile, parse_endpoint
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError
+from zfast.runner.remote_protocol import HEARTBEAT_MS
 from zfast.security.roles import Verb
 from zfast.security.same_user import admit_only_this_user
 from zfast.security.server_security import ServerSecurity
 
 logger = logging.getLogger("zfast.runner")
 
-#: What libzmq's heartbeats are set to where no limits of a security say it.
-HEARTBEAT_MS = 5000
 #: Who may do none of these is not let in: workers claim jobs, others may look at the hub.
 REMOTE_VERBS = frozenset({Verb.CLAIM, Verb.SUBSCRIBE})
 #: At the end, what is not sent yet may take so long.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import psutil
 
 from zfast.runner.dispatcher import Dispatcher
+from zfast.runner.vitals import private_nbytes
 from zfast.runner.worker_process import WorkerProcess
 from zfast.sharing.lease_table import DRIVER, LeaseTable, Process
 
@@ -60,7 +61,6 @@ def _state(worker: WorkerProcess, dispatcher: Dispatcher) -> str:
 
 def _memory(pid: int) -> int:
     try:
-        memory = psutil.Process(pid).memory_info()
+        return private_nbytes(psutil.Process(pid).memory_info())
     except psutil.Error:
         return 0
-    return int(memory.rss - getattr(memory, "shared", 0))

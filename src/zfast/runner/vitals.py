@@ -9,12 +9,18 @@ whose interpreter waits for something that does not come.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
 #: A lease is this many looks without a sign of life. Looks are counted, not seconds: a hub that
 #: was itself stopped must not find that all of its workers are overdue.
 LOOKS_PER_LEASE = 8
+
+
+def private_nbytes(memory: Any) -> int:
+    """Of psutil's ``memory_info``: without what is shared with others, where that is known."""
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 class Vitals:
@@ -52,7 +58,7 @@ class Vitals:
                 memory = self._process.memory_info()
         except psutil.Error:  # dead: its pidfd says so
             return
-        self.private_nbytes = memory.rss - getattr(memory, "shared", 0)
+        self.private_nbytes = private_nbytes(memory)
         self.is_stopped = status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
         sign = self._read_beats(), times.user + times.system
         if sign != self._last_sign or status == psutil.STATUS_DISK_SLEEP:

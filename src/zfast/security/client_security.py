@@ -26,6 +26,9 @@ CHOICE_S = 2.0
 #: How often a client tries again, at first and at most.
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 10_000
+#: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
+#: every second one may.
+MAX_FAILED_HANDSHAKES = 16
 
 _EVENT = struct.Struct("=Hi")
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -183,8 +186,9 @@ class ClientSecurity:
                 endpoint,
                 self.token,
                 lambda opened: self._set_options(opened, server),
-                lambda: refused(endpoint, self),
-                lambda: not_trusted(endpoint, self),
+                lambda is_refused, failures: handshake_error(
+                    endpoint, self, is_refused=is_refused, failures=failures
+                ),
             )
             courier.serve(user)
 
@@ -226,7 +230,7 @@ def find_server_key(
             for monitor, _ in poller.poll(int(left_s * 1000) + 1):
                 event = _EVENT.unpack(monitor.recv_multipart()[0])[0]
                 if event == _REFUSED:
-                    raise refused(endpoint, security)
+                    raise _refused(endpoint, security)
                 return askers[monitor][1]
         return None
     finally:
@@ -236,8 +240,23 @@ def find_server_key(
             asker.close(linger=0)
 
 
-def refused(endpoint: str, security: ClientSecurity) -> HandshakeError:
-    """The error for a server that does not let this process's key in."""
+def handshake_error(
+    endpoint: str, security: ClientSecurity, *, is_refused: bool, failures: int
+) -> HandshakeError | None:
+    """What the news of a connection's handshakes comes to; None if there is nothing to it.
+
+    Args:
+        is_refused: The server does not let this process's key in.
+        failures: Handshakes in a row that came to nothing for another reason.
+    """
+    if is_refused:
+        return _refused(endpoint, security)
+    if failures >= MAX_FAILED_HANDSHAKES:
+        return _not_trusted(endpoint, security)
+    return None
+
+
+def _refused(endpoint: str, security: ClientSecurity) -> HandshakeError:
     return HandshakeError(
         f"{endpoint} refused our key {security.pair.public.fingerprint}",
         hint="on the server: 'zfast keys authorize KEY.pub --role ROLE', and see its log at DEBUG "
@@ -245,8 +264,8 @@ def refused(endpoint: str, security: ClientSecurity) -> HandshakeError:
     )
 
 
-def not_trusted(endpoint: str, security: ClientSecurity) -> HandshakeError:
-    """The error for a server that cannot prove to have a trusted key, or speaks no CURVE."""
+def _not_trusted(endpoint: str, security: ClientSecurity) -> HandshakeError:
+    """The server cannot prove to have a trusted key, or speaks no CURVE."""
     trusted = ", ".join(key.fingerprint for key in security.servers)
     return HandshakeError(
         f"{endpoint} is not the server we trust: no handshake ends with key {trusted}",

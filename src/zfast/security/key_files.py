@@ -16,6 +16,8 @@ from zfast.security.private_files import (
     write_private_file,
 )
 
+#: No Z85 has it, and each file that ``zfast keys`` writes does.
+_QUOTE = b'"'
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -70,8 +72,25 @@ def read_public_key(path: Path) -> PublicKey:
     Raises:
         ConfigError: It is none, or others may write to it.
     """
+    return _parse_public_key(path, read_protected_file(path))
+
+
+def read_server_keys(path: Path) -> list[PublicKey]:
+    """The key in a file of ours, or the bare Z85 keys of another, one a line.
+
+    Raises:
+        ConfigError: One is malformed, or others may write to it.
+    """
+    data = read_protected_file(path)
+    if _QUOTE in data:
+        return [_parse_public_key(path, data)]
+    lines = data.decode("ascii", "replace").splitlines()
+    return [PublicKey(line.strip()) for line in lines if line.strip()]
+
+
+def _parse_public_key(path: Path, data: bytes) -> PublicKey:
     try:
-        file = msgspec.toml.decode(read_protected_file(path), type=_PublicFile)
+        file = msgspec.toml.decode(data, type=_PublicFile)
         return PublicKey(file.public, file.name)
     except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
         if isinstance(error, ConfigError) and "Z85" not in str(error):
@@ -85,7 +104,22 @@ def read_pair(environment: str, name: str, path: Path) -> OwnKey:
     Raises:
         ConfigError: It is none, or is open to others.
     """
-    data = read_private_file(path)
+    return _parse_pair(environment, name, path, read_private_file(path))
+
+
+def read_mounted_pair(name: str, path: Path) -> KeyPair:
+    """The pair in a file of ours, or that of the bare Z85 secret key in another.
+
+    Raises:
+        ConfigError: It is none, or is open to others.
+    """
+    data = [read_private_file(path)]  # taken out: no frame of an error holds it
+    if _QUOTE in data[0]:
+        return _parse_pair("", name, path, data.pop()).pair
+    return KeyPair.from_secret(data.pop().decode("ascii", "replace"), name)
+
+
+def _parse_pair(environment: str, name: str, path: Path, data: bytes) -> OwnKey:
     file: _SecretFile | None = None
     pair: KeyPair | None = None
     retires, belongs = 0.0, False

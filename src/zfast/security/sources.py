@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
 from zfast.security.held_secrets import taken_secret
-from zfast.security.key_files import read_pair, read_public_key
+from zfast.security.key_files import read_mounted_pair, read_public_key, read_server_keys
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
 from zfast.security.private_files import (
     check_protected_folder,
-    read_private_file,
-    read_protected_file,
 )
 
 if TYPE_CHECKING:
     from zfast.security.settings import SecuritySettings
-
-#: No Z85 has it, and each file that ``zfast keys`` writes does.
-_QUOTE = '"'
 
 
 @dataclass(frozen=True)
@@ -150,15 +145,9 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
         ConfigError: There is none.
     """
     texts = settings.server_public_keys.split(",")
-    keys = []
+    keys = [PublicKey(text.strip()) for text in texts if text.strip()]
     if settings.server_public_keys_file is not None:
-        path = settings.server_public_keys_file
-        text = read_protected_file(path).decode("ascii", "replace")
-        if _QUOTE in text:
-            keys = [read_public_key(path)]
-        else:
-            texts += text.splitlines()
-    keys += [PublicKey(text.strip()) for text in texts if text.strip()]
+        keys += read_server_keys(settings.server_public_keys_file)
     folder = KeyFolder(settings.key_folder)
     if not keys:
         keys = [PublicKey(key, name) for key, name in folder.trusted(settings.environment).items()]
@@ -175,11 +164,7 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
 
 def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
     if path is not None:
-        text = read_private_file(path).decode("ascii", "replace")
-        if _QUOTE in text:
-            del text
-            return read_pair("", kind, path).pair
-        return KeyPair.from_secret(text, kind)
+        return read_mounted_pair(kind, path)
     secret = taken_secret(f"ZFAST_{kind.upper()}_SECRET_KEY")
     return KeyPair.from_secret(secret, kind) if secret is not None else None
 

@@ -34,8 +34,6 @@ AGAIN_S = 1.0
 #: How often it looks whether anybody uses the key still.
 IDLE_S = 1.0
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 1000
-#: Handshakes in a row that come to nothing: the other side is not who we trust.
-MAX_FAILED_HANDSHAKES = 16
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = (
@@ -53,7 +51,8 @@ class TokenCourier:
         endpoint: Where tokens are taken.
         token: Gives the token; called on the courier's thread.
         guard: Prepares a socket to connect there, with the key that the token is for.
-        refused, not_trusted: Make the errors of a handshake that fails for good.
+        judge: Given whether our key is refused, and how many handshakes in a row came to nothing,
+            makes the error of those that fail for good.
 
     Threads: any; it has one of its own.
     """
@@ -63,12 +62,11 @@ class TokenCourier:
         endpoint: str,
         token: Callable[[], str | None],
         guard: Callable[[zmq.Socket[bytes]], None],
-        refused: Callable[[], ZfastError],
-        not_trusted: Callable[[], ZfastError],
+        judge: Callable[[bool, int], ZfastError | None],
     ) -> None:
         self._endpoint = endpoint
         self._token, self._guard = token, guard
-        self._refused, self._not_trusted = refused, not_trusted
+        self._judge = judge
         self.pid = os.getpid()
         self.ended = False
         self._users: weakref.WeakSet[zmq.Socket[bytes]] = weakref.WeakSet()
@@ -185,10 +183,9 @@ class TokenCourier:
                 due_s = self._next_look()
 
     def _look_at(self, connection: _Connection) -> None:
-        if connection.is_over:
-            self._fail(self._refused())
-        elif connection.n_failed >= MAX_FAILED_HANDSHAKES:
-            self._fail(self._not_trusted())
+        error = self._judge(connection.is_over, connection.n_failed)
+        if error is not None:
+            self._fail(error)
         elif not connection.is_up:
             self._taken = False
 

@@ -11,7 +11,7 @@ from zfast import _core
 from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, TransportError
-from zfast.security.client_security import ClientSecurity, not_trusted, refused
+from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.door import Door
 from zfast.security.roles import Verb
 from zfast.security.routing_ids import RoutingIds
@@ -23,9 +23,6 @@ from zfast.transport.peer import Peer
 
 #: How long one waiting receive may take: in that time nobody looks at the connection.
 PATIENCE_S = 0.005
-#: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
-#: every second one may.
-MAX_FAILED_HANDSHAKES = 16
 #: How long a token may take to be taken: whoever is to take it must be in a call.
 TOKEN_S = 10.0
 #: So soon it is seen whether a token has been checked.
@@ -140,10 +137,14 @@ class Port:
             return False
         self._connection.read()
         if self._trust is not None:
-            if self._connection.refused:
-                raise refused(self.endpoint, self._trust)
-            if self._connection.failures >= MAX_FAILED_HANDSHAKES:
-                raise not_trusted(self.endpoint, self._trust)
+            error = handshake_error(
+                self.endpoint,
+                self._trust,
+                is_refused=self._connection.refused,
+                failures=self._connection.failures,
+            )
+            if error is not None:
+                raise error
         return self._connection.lost
 
     def poll(self, events: int, timeout: float | None) -> int:
