@@ -73,6 +73,11 @@ COLUMNS = [
         optional=True,
     ),
     Column(
+        "arrived",
+        lambda _, row: None if row.arrived is None else f"{row.arrived:.0%}",
+        optional=True,
+    ),
+    Column(
         "peak memory",
         lambda _, row: (
             None if row.peak_memory_ratio is None else f"{row.peak_memory_ratio:.2f} × payload"

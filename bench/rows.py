@@ -31,6 +31,8 @@ class Row:
     base: list[float] | None = None
     #: How often the payload went to another process, where that is not a matter of course.
     elsewhere: float | None = None
+    #: The share of messages that came, where a peer may lose some.
+    arrived: float | None = None
     #: No peer, but what the machine can do.
     limit: bool = False
     #: The chart that shows this row beside those of other groups, and where on it.

@@ -47,7 +47,11 @@ class StatesPeer:
             self._runs.append(self._run())
         heard = self._runs[self._round][self._name]
         self._round += 1
-        return {"seconds": heard["median_ms"] / 1e3, "p99": heard["p99_ms"] / 1e3}
+        return {
+            "seconds": heard["median_ms"] / 1e3,
+            "p99": heard["p99_ms"] / 1e3,
+            "arrived": heard["arrived"],
+        }
 
     def _run(self) -> dict[str, dict[str, float]]:
         env = {**self._server.client_env, "XDG_RUNTIME_DIR": tempfile.mkdtemp(prefix="zfb-")}
@@ -106,6 +110,7 @@ def test_state_to_another_process(
         work=1,
         unit="messages",
         duration=duration,
+        arrived=measurements[peer].median("arrived"),
     )
 
 

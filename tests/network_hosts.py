@@ -9,10 +9,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 _numbers = itertools.count()
+#: What ``ip netns exec`` puts over files of /etc, by namespace.
+FILES = Path("/etc/netns")
+
+#: A program that ends once Prefect's API answers at the URL that it is given.
+WAIT_FOR_API = """
+import sys, time, urllib.request
+deadline_s = time.monotonic() + 60
+while True:
+    try:
+        urllib.request.urlopen(sys.argv[1] + "/health", timeout=1)
+        break
+    except OSError:
+        if time.monotonic() > deadline_s:
+            raise
+        time.sleep(0.1)
+"""
 
 
 def ip(*arguments: str) -> None:
@@ -49,6 +66,20 @@ class Hosts:
     def close(self) -> None:
         for name in self._names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+            shutil.rmtree(FILES / name, ignore_errors=True)
+
+    def call_server(self, name: str) -> None:
+        """Let all hosts know the server by this name, in an ``/etc/hosts`` of their own."""
+        for number, host in enumerate([self.server, *self.clients]):
+            folder = FILES / host
+            folder.mkdir(parents=True)
+            address = self.server_address(max(number - 1, 0))
+            (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
+
+    def route_to_server(self) -> None:
+        """Let the clients reach the server by any of its addresses."""
+        for number, client in enumerate(self.clients):
+            ip("-n", client, "route", "add", "default", "via", self.server_address(number))
 
     @staticmethod
     def server_address(number: int) -> str:

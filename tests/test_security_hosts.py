@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from network_hosts import hosts
+from network_hosts import WAIT_FOR_API, Hosts, hosts
 from oidc_issuer import Provider, policy_text
 from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
@@ -138,43 +138,64 @@ def test_between_hosts_a_rotation_loses_nothing_and_a_revoked_key_is_cut(folder)
     assert cut_s - revoked_s < 5
 
 
-#: A hub whose only workers are on other hosts: each job writes when it begins, and where.
+#: A flow whose only workers are on other hosts: each task writes when it begins, and where.
 _DRIVER = """
-import json, sys
-from hub_jobs import Jobs
-from zfast.runner.hub import Hub
-from zfast.runner.policy import Policy
-from zfast.runner.remote_socket import RemoteEndpoint
+import json, os, pathlib, sys, time
+from prefect import flow, get_client, task
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import FlowRunContext
+from zfast import ZfastTaskRunner
 from zfast.security.server_security import ServerSecurity
-if __name__ == "__main__":
-    def work(argument, _):
-        import os, time
-        path, number = argument
-        with open(path, "a") as journal:
-            journal.write(f"{os.environ['ZFAST_TEST_HOST']} {time.time()}\\n")
-        time.sleep(0.05)
-        while number >= 40 and not os.path.exists(path + ".revoked"):
-            time.sleep(0.01)
-        return number * number
-    hub = Hub(
-        Policy(0, lease_s=3),  # so long a host may be away before its jobs run elsewhere
-        executor="hub_executor:FunctionExecutor",
-        environment={},
-        on_note=lambda *_: None,
-        remote=RemoteEndpoint("tcp://0.0.0.0:*", ServerSecurity.load("prod")),
-        versions={"zfast": "0.1.0"},
-    )
-    jobs = Jobs(hub)
-    print(hub.endpoint, flush=True)
-    outcomes = [jobs.submit(work, (sys.argv[1], number)) for number in range(int(sys.argv[2]))]
-    print(json.dumps([jobs.value(outcome) for outcome in outcomes]), flush=True)
-    hub.close()
+journal, n_tasks = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+runner = ZfastTaskRunner(
+    0,
+    lease_s=3,  # so long a host may be away before its tasks run elsewhere
+    endpoint="tcp://0.0.0.0:5555",
+    security=ServerSecurity.load("prod"),
+)
+@task
+def square(number):
+    with journal.open("a") as lines:
+        lines.write(f"{os.environ['ZFAST_TEST_HOST']} {time.time()}\\n")
+    time.sleep(0.05)
+    while number >= 20 and not journal.with_name("journal.revoked").exists():
+        time.sleep(0.01)
+    return number * number
+@flow(task_runner=runner)
+def squares():
+    results = square.map(range(n_tasks)).result()
+    return results, FlowRunContext.get().flow_run.id
+results, flow_run_id = squares()
+with get_client(sync_client=True) as client:
+    def completed():
+        of_flow = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        return sum(run.state_name == "Completed" for run in client.read_task_runs(
+            flow_run_filter=of_flow, limit=200))
+    deadline_s = time.monotonic() + 30
+    while completed() < n_tasks and time.monotonic() < deadline_s:
+        time.sleep(0.2)  # the API learns of task runs from events
+    print(json.dumps([results, completed()]), flush=True)
 """
 _WORKER = "import sys; from zfast.cli import main; sys.exit(main())"
-N_JOBS = 100
+N_TASKS = 60
 
 
-def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(
+def api_of(net: Hosts, home: Path) -> tuple[subprocess.Popen[str], str]:
+    """Prefect's API on the server's host, and its URL, the same from all hosts."""
+    server = net.start(
+        net.server,
+        *("-m", "prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"),
+        PREFECT_HOME=str(home),
+        PREFECT_API_URL="",
+    )
+    url = f"http://{net.server_address(0)}:4200/api"
+    waiting = net.start(net.server, "-c", WAIT_FOR_API, url)
+    waiting.communicate()
+    assert waiting.returncode == 0
+    return server, url
+
+
+def test_a_flow_on_other_hosts_with_a_rotation_and_a_worker_revoked(
     folder, oidc_folder, tmp_path, monkeypatch
 ):
     """One comes by a token, under a key that nobody authorized; the other's key is revoked."""
@@ -196,11 +217,14 @@ def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(
         token.touch(mode=0o600)
         token.write_bytes(provider.token("eks-pod"))
         options = (("--key", "nobody", "--token-file", str(token)), ("--key", "worker-1"))
-        driver = net.start(net.server, "-c", _DRIVER, str(journal), str(N_JOBS))
-        port = told(driver).rpartition(":")[2]
+        net.route_to_server()
+        server, url = api_of(net, tmp_path)
+        stack.enter_context(ending(server))
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        driver = net.start(net.server, "-c", _DRIVER, str(journal), str(N_TASKS))
         workers = [
             net.start(
-                host, "-c", _WORKER, "worker", f"tcp://{net.server_address(i)}:{port}",
+                host, "-c", _WORKER, "worker", f"tcp://{net.server_address(i)}:5555",
                 "--workers", "1", "-e", "prod", *options[i],
                 ZFAST_TEST_HOST=f"worker-{i}",
             )
@@ -215,7 +239,8 @@ def test_workers_on_other_hosts_with_a_rotation_and_one_revoked(
             zfast("keys", "revoke", "worker-1")
             revoked_s = time.time()
             journal.with_name("journal.revoked").touch()  # what was in the middle goes on
-            results = json.loads(told(driver))
-    assert results == [number * number for number in range(N_JOBS)]
+            results, n_completed = json.loads(told(driver))
+    assert results == [number * number for number in range(N_TASKS)]
+    assert n_completed == N_TASKS
     assert max(begun("worker-1")) < revoked_s + 1
     assert max(begun("worker-0")) > revoked_s + 1

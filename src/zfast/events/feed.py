@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import zmq
@@ -27,7 +27,7 @@ from zfast.events.messages import (
 )
 from zfast.events.relay_link import relay_endpoints
 from zfast.events.runtime_folder import is_owned
-from zfast.events.sockets import Handshakes, connect_socket, open_socket
+from zfast.events.sockets import Handshakes, connect_socket, is_readable, open_socket
 from zfast.events.topics import RESERVED
 from zfast.security.client_security import ClientSecurity
 
@@ -114,11 +114,12 @@ class Feed:
         news = self._handshakes.news if self._handshakes is not None else None
         return [source for source in (self.control, self.events, news) if source is not None]
 
-    def read(self) -> list[Event]:
-        """Take what has come."""
+    def read(self, readable: Collection[object]) -> list[Event]:
+        """Take what has come to those ``sources`` that are readable."""
         self._look_at_handshakes()
-        events = self._read_control()
-        events += self._read_events()
+        events = self._read_control() if self.control in readable else []
+        if self.events in readable:
+            events += self._read_events(self.events)
         self._send_ask()
         if self.is_done:
             self._say(Bye(nonce=self._follower.nonce))
@@ -171,11 +172,8 @@ class Feed:
 
     def _read_control(self) -> list[Event]:
         events: list[Event] = []
-        while True:
-            try:
-                first, *frames = self.control.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return events
+        while is_readable(self.control):
+            first, *frames = self.control.recv_multipart(zmq.DONTWAIT)
             try:
                 message = decode_message(first)
             except ProtocolError as error:
@@ -189,17 +187,15 @@ class Feed:
                 self.refusal = AccessDeniedError(f"{self.url} refused us: {message.reason}")
             elif isinstance(message, Snapshot):
                 events += self._follower.answer(message, self._unpack_all(frames))
+        return events
 
-    def _read_events(self) -> list[Event]:
+    def _read_events(self, source: zmq.Socket[bytes]) -> list[Event]:
         events: list[Event] = []
-        if self.events is None:
-            return events
-        take, recv = self._follower.take, self.events.recv
+        take = self._follower.take
         for _ in range(BURST):
-            try:
-                frame = recv(zmq.DONTWAIT)
-            except zmq.Again:
+            if not is_readable(source):
                 break
+            frame = source.recv(zmq.DONTWAIT)
             if frame.startswith(RESERVED):
                 self._heard_s = time.monotonic()
                 try:

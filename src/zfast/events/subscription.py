@@ -229,7 +229,7 @@ class Subscription:
         now = time.monotonic()
         for url, feed in list(self._feeds.items()):
             if not readable.isdisjoint(feed.sources):
-                self._deliver(feed.read())
+                self._deliver(feed.read(readable))
             self._deliver(feed.tick(now))
             if feed.is_done:
                 self._deliver(feed.leave())
