@@ -118,7 +118,7 @@ class Feed:
         """Take what has come to those ``sources`` that are readable."""
         self._look_at_handshakes()
         events = self._read_control() if self.control in readable else []
-        if self.events in readable:
+        if self.events is not None and self.events in readable:
             events += self._read_events(self.events)
         self._send_ask()
         if self.is_done:

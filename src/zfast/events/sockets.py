@@ -64,7 +64,7 @@ def bind_socket(opened: zmq.Socket[bytes], url: str, *, insecure: bool = False) 
 
 def is_readable(opened: zmq.Socket[bytes]) -> bool:
     """Whether a message is there: a microsecond, where a ``recv`` in vain raises for a hundred."""
-    return bool(opened.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+    return bool(int(opened.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def connect_socket(
