@@ -6,6 +6,7 @@ import importlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,9 @@ _LEFT_BY_PREFECT = ("unclosed transport <_Selector", "unclosed <socket.socket .*
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell makes what it runs in the background deaf to Ctrl-C, and so would be all children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for message in _LEFT_BY_PREFECT:
         config.addinivalue_line("filterwarnings", f"ignore:{message}:ResourceWarning")
 

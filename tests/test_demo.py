@@ -84,6 +84,7 @@ def start_until(line_start: str, temp_folder: Path, n_processes: int) -> subproc
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.long
 def test_flights_on_thread_and_zfast(temp_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "made" / "for it"
     done = subprocess.run(
@@ -159,6 +160,7 @@ def test_ctrl_c_leaves_nothing_behind(temp_folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.long
 def test_kill_9_leaves_nothing_behind(temp_folder: Path) -> None:
     # As above, and two workers.
     demo = start_until("running on ZfastTaskRunner", temp_folder, n_processes=5)

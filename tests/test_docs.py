@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -51,6 +52,7 @@ def test_a_program_in_the_quickstart_runs(text, prefect_api, tmp_path):
     done = subprocess.run(
         [sys.executable, script],
         cwd=tmp_path,
+        env={**os.environ, "PREFECT_API_URL": prefect_api},
         capture_output=True,
         text=True,
         timeout=120,

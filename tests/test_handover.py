@@ -112,6 +112,7 @@ def test_every_lease_ends(hub_jobs):
     assert jobs.run(lambda *_: arena.statistics().n_publications) == 0
 
 
+@pytest.mark.long
 def test_memory_is_used_again(hub_jobs):
     jobs = hub_jobs(max_workers=1)
     for i in range(30):

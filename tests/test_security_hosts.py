@@ -195,6 +195,7 @@ def api_of(net: Hosts, home: Path) -> tuple[subprocess.Popen[str], str]:
     return server, url
 
 
+@pytest.mark.long
 def test_a_flow_on_other_hosts_with_a_rotation_and_a_worker_revoked(
     folder, oidc_folder, tmp_path, monkeypatch
 ):

@@ -70,8 +70,8 @@ def make_frame(n: int) -> pd.DataFrame:
 
 
 def run(function, *arguments, **options):
-    """Run a function as the body of a flow on two zfast workers."""
-    runner = options.pop("task_runner", None) or ZfastTaskRunner(max_workers=2)
+    """Run a function as the body of a flow, on one zfast worker if it does not matter."""
+    runner = options.pop("task_runner", None) or ZfastTaskRunner(max_workers=1, spares=0)
     return flow(task_runner=runner, **options)(function)(*arguments)
 
 
@@ -119,7 +119,7 @@ def test_sync_and_async_tasks_run_in_workers_and_give_their_values():
 def test_async_flows_submit_too():
     import asyncio
 
-    @flow(task_runner=ZfastTaskRunner(max_workers=1))
+    @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
     async def body():
         return add_async.submit(add.submit(1, 2), 3).result()
 
@@ -179,7 +179,7 @@ def test_tasks_run_side_by_side(tmp_path):
         futures = [meet.submit("a", "b"), meet.submit("b", "a")]
         return [future.result() for future in futures]
 
-    assert run(body) == [True, True]
+    assert run(body, task_runner=ZfastTaskRunner(max_workers=2, spares=0)) == [True, True]
 
 
 def test_futures_work_with_wait_and_as_completed():
@@ -220,7 +220,7 @@ def test_what_a_task_closes_over_is_what_it_was_at_submit():
     def above(value: int) -> int:
         return value + threshold
 
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         for threshold in (1, 2, 3):
             assert runner.submit(above, {"value": 10}).result() == 10 + threshold
 
@@ -230,12 +230,12 @@ def test_tasks_see_the_drivers_arguments():
     def arguments() -> list[str]:
         return sys.argv
 
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         assert runner.submit(arguments, {}).result() == sys.argv
 
 
 def test_an_exception_as_a_value_is_left_alone():
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         value = runner.submit(identity, {"value": ValueError("x")}).result()
     assert not getattr(value, "__notes__", None)
 
@@ -344,7 +344,7 @@ def test_what_cannot_be_sent_fails_its_own_future_and_leaves_the_worker_alive():
     def returns_a_lock() -> Any:
         return threading.Lock()
 
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         pid = runner.submit(worker_pid, {}).result()
         futures = [
             runner.submit(identity, {"value": threading.Lock()}),
@@ -373,7 +373,7 @@ def test_a_task_whose_module_the_worker_cannot_import(tmp_path, monkeypatch):
         assert "only_here" in future.state.message
         return worker_pid.submit().result()
 
-    assert run(body, task_runner=ZfastTaskRunner(max_workers=1)) != os.getpid()
+    assert run(body, task_runner=ZfastTaskRunner(max_workers=1, spares=0)) != os.getpid()
 
 
 def test_a_task_that_ends_its_interpreter_politely_does_not_end_the_worker():
@@ -388,7 +388,7 @@ def test_a_task_that_ends_its_interpreter_politely_does_not_end_the_worker():
         assert future.state.is_crashed(), future.state
         return pid, worker_pid.submit().result()
 
-    before, after = run(body, task_runner=ZfastTaskRunner(max_workers=1))
+    before, after = run(body, task_runner=ZfastTaskRunner(max_workers=1, spares=0))
     assert before == after
 
 
@@ -416,7 +416,7 @@ def test_a_worker_that_dies_crashes_its_task_and_is_replaced(how):
         assert worker_pid.submit().result() != before
         return state.message
 
-    message = run(body, task_runner=ZfastTaskRunner(max_workers=1))
+    message = run(body, task_runner=ZfastTaskRunner(max_workers=1, spares=0))
     assert ("exited with status 3" if how == "exit" else "killed by SIGKILL") in message
 
     def crashed():
@@ -542,7 +542,7 @@ def test_cached_tasks_are_not_run_again(tmp_path):
 
 
 def test_the_runner_alone_is_a_context_manager():
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         future = runner.submit(add, {"a": 1, "b": 2})
         assert isinstance(future, PrefectFuture)
         assert future.result() == 3
@@ -557,7 +557,7 @@ def test_a_runner_that_is_not_started_refuses():
 def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
     runner = ZfastTaskRunner(max_workers=3)
     assert runner == runner.duplicate() == cloudpickle.loads(cloudpickle.dumps(runner))
-    assert runner != ZfastTaskRunner(max_workers=2)
+    assert runner != ZfastTaskRunner(max_workers=2, spares=0)
     assert runner.duplicate() is not runner
     with pytest.raises(ConfigError, match="from 1 on"):
         ZfastTaskRunner(max_workers=0)
@@ -567,7 +567,7 @@ def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
 
 def test_nothing_starts_before_the_first_submit():
     before = set(Path("/proc/self/task").iterdir())
-    with ZfastTaskRunner(max_workers=1):
+    with ZfastTaskRunner(max_workers=1, spares=0):
         assert set(Path("/proc/self/task").iterdir()) <= before
 
 
@@ -577,7 +577,7 @@ def test_leaving_the_runner_takes_back_what_has_not_started():
         time.sleep(1)
         return 1
 
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         runner.submit(identity, {"value": 1}).wait()
         futures = [runner.submit(slow, {}) for _ in range(3)]
         time.sleep(0.3)
@@ -586,7 +586,7 @@ def test_leaving_the_runner_takes_back_what_has_not_started():
 
 
 def test_cancelling_the_original_reaches_the_running_duplicate():
-    original = ZfastTaskRunner(max_workers=1)
+    original = ZfastTaskRunner(max_workers=1, spares=0)
 
     @task
     def slow() -> int:
@@ -604,7 +604,7 @@ def test_cancelling_the_original_reaches_the_running_duplicate():
 
 
 def test_a_callback_may_wait_for_another_future():
-    with ZfastTaskRunner(max_workers=1) as runner:
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         first = runner.submit(identity, {"value": 1})
         results = []
         called = threading.Event()
@@ -619,7 +619,7 @@ def test_a_callback_may_wait_for_another_future():
 
 
 def test_threads_may_submit_at_once():
-    with ZfastTaskRunner(max_workers=2) as runner:
+    with ZfastTaskRunner(max_workers=2, spares=0) as runner:
         results = []
 
         def submit(start):
@@ -645,7 +645,7 @@ def announce_and_sleep(path):
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)
 
-@flow(task_runner=ZfastTaskRunner(max_workers=2))
+@flow(task_runner=ZfastTaskRunner(max_workers=2, spares=0))
 def sleepy(folder):
     futures = [announce_and_sleep.submit(f"{folder}/{i}") for i in range(2)]
     for future in futures:
