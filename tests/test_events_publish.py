@@ -167,6 +167,19 @@ def test_several_publishers_without_a_name_or_port(
         assert numbers(list(mine)) == list(range(100))
 
 
+def test_a_publisher_may_wait_until_those_who_were_there_hear_it(folder: Path) -> None:
+    with Subscription(folder=folder) as first, Subscription(folder=folder) as second:
+        readers = [threading.Thread(target=each.recv, args=(10,)) for each in (first, second)]
+        with Publisher(folder=folder) as publisher:
+            assert not publisher.wait_heard(0.05)  # nobody reads yet
+            for reader in readers:
+                reader.start()
+            assert publisher.wait_heard(10)
+            publisher.publish(make_event(0))
+            for reader in readers:
+                reader.join()
+
+
 def test_a_killed_publisher_is_told_and_its_successor_is_another(
     folder: Path, start: Callable[..., Remote]
 ) -> None:

@@ -47,6 +47,7 @@ class _Peer:
     nonce: bytes
     prefixes: list[bytes]
     heard_s: float
+    has_asked: bool = False
 
 
 class ControlDesk:
@@ -127,6 +128,11 @@ class ControlDesk:
         earliest = time.monotonic() - PEER_S
         return bool(self.expected) or any(peer.heard_s > earliest for peer in self._peers.values())
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether all subscribers that we know of have a place among the events."""
+        return not self.expected and all(peer.has_asked for peer in [*self._peers.values()])
+
     def reply(self, routing_id: bytes, message: ControlMessage, *frames: bytes) -> None:
         """Send one message; dropped when the peer has gone, or does not read: it will ask again."""
         with contextlib.suppress(zmq.Again):
@@ -145,13 +151,17 @@ class ControlDesk:
                 self.reply(routing_id, self._welcome)
                 return True
             self._check(key, message.prefixes)
-            peer = _Peer(message.nonce, message.prefixes, time.monotonic())
+            before = self._peers.get(routing_id)
+            has_asked = before is not None and before.has_asked
+            peer = _Peer(message.nonce, message.prefixes, time.monotonic(), has_asked)
             self._peers[routing_id] = peer
             self._forget_silent()
             self._mark(peer)
         elif isinstance(message, Ask):
             self._check(key, message.prefixes)
             self._tell(routing_id, message)
+            if routing_id in self._peers:
+                self._peers[routing_id].has_asked = True
         elif isinstance(message, Bye):
             self._peers.pop(routing_id, None)
         else:

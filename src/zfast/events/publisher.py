@@ -94,6 +94,7 @@ class Publisher:
         self._desk = ControlDesk(
             self._control, welcome, {self.id: self._memory}, self._lock, self._send
         )
+        self._served = threading.Event()
         self._threads = [
             threading.Thread(target=self._forward, name="zfast-events-forward", daemon=True),
             threading.Thread(target=self._serve, name="zfast-events-desk", daemon=True),
@@ -123,6 +124,19 @@ class Publisher:
             )
             with contextlib.suppress(zmq.ZMQError):  # it was closed in this moment
                 self._send(frame)
+
+    def wait_heard(self, timeout_s: float) -> bool:
+        """Wait until the subscribers of this host that were there first hear what is published.
+
+        Returns:
+            False if one has not come in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._desk.is_heard:
+            self._served.clear()
+            if not self._desk.is_heard and not self._served.wait(deadline - time.monotonic()):
+                return False
+        return True
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Publish no more; wait until living subscribers have everything, or for the time given."""
@@ -213,6 +227,7 @@ class Publisher:
         while not self._closed:
             poller.poll(self._relay.beat() if self._relay is not None else None)
             self._desk.serve()
+            self._served.set()
             if self._relay is not None:
                 self._relay.read()
         self._desk.end()

@@ -26,6 +26,7 @@ from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
+from zfast.prefect.state_tap import process_tap
 from zfast.runner import cycles
 from zfast.runner.event_loop import EventLoop
 from zfast.runner.job import Blob
@@ -36,6 +37,8 @@ logger = logging.getLogger("zfast.prefect")
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
+#: A worker that broadcasts waits so long, before its first job, for those who listen.
+HEARD_S = 0.5
 
 
 class Call(TypedDict):
@@ -66,6 +69,7 @@ class TaskExecutor:
         self._context: bytes | None = None
         self._hydrated = contextlib.ExitStack()
         self._loop = EventLoop()
+        process_tap.wait_heard(HEARD_S)
 
     def run(self, code: Blob, context: Blob, parcels: list[Parcel], attempt: int) -> list[Payload]:
         """Run one task run to its final state; the State is the one payload returned."""

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -81,6 +82,12 @@ class StateTap:
             self._open(new)
             self._active = (*self._active, new)
             self._tell_children()
+
+    def wait_heard(self, timeout_s: float) -> None:
+        """Wait, not for ever, until those who listen hear this process: before it can be killed."""
+        deadline = time.monotonic() + timeout_s
+        for publisher in [*self._publishers.values()]:
+            publisher.wait_heard(deadline - time.monotonic())
 
     def discard(self, old: BroadcastOptions) -> None:
         """Broadcast for one less; the last one closes the publishers."""
