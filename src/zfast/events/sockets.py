@@ -12,7 +12,7 @@ from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, TransportError, ZfastError
 from zfast.security.client_security import ClientSecurity, handshake_error
-from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
+from zfast.security.same_user import bind_to_this_user, connect_only_to_this_user
 
 #: Events that wait for one subscriber; those beyond are dropped, and it is told.
 SUBSCRIBER_HWM = 10_000
@@ -45,12 +45,10 @@ def bind_socket(opened: zmq.Socket[bytes], url: str, *, insecure: bool = False) 
         TransportError: It cannot be bound; ``errno`` says why.
     """
     endpoint = parse_endpoint(url, insecure=insecure)
-    admit_only_this_user(opened, endpoint)
     try:
-        opened.bind(url)
+        return bind_to_this_user(opened, endpoint)[0]
     except zmq.ZMQError as error:
         raise TransportError(f"cannot bind {url}: {error}", errno=error.errno) from error
-    return opened.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 def is_readable(opened: zmq.Socket[bytes]) -> bool:

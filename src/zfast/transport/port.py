@@ -16,7 +16,7 @@ from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.door import Door
 from zfast.security.roles import Verb
 from zfast.security.routing_ids import RoutingIds
-from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
+from zfast.security.same_user import bind_to_this_user, connect_only_to_this_user
 from zfast.security.server_security import ServerSecurity
 from zfast.transport.link_options import LinkOptions
 from zfast.transport.peer import Peer
@@ -106,10 +106,7 @@ class Port:
             self.admits = _admission(self._door)
             self.endpoint = self._door.bind(self.endpoint)
             return
-        admit_only_this_user(self.socket, endpoint)
-        self.socket.bind(self.endpoint)
-        self._file = SocketFile(endpoint)
-        self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.endpoint, self._file = bind_to_this_user(self.socket, endpoint)
 
     def _guard_connecting(self, endpoint: Endpoint, options: LinkOptions) -> None:
         connect_only_to_this_user(self.socket, endpoint)
