@@ -28,8 +28,8 @@ from zfast.events.publisher import Publisher
 from zfast.events.reactions import on_event, wait_for_state, when
 from zfast.events.relay import Relay
 from zfast.events.relay_link import relay_endpoints
-from zfast.events.runtime_folder import owned_folders
 from zfast.events.subscription import Subscription
+from zfast.owned_folder import owned_folders
 
 SCRIPT = Path(__file__).with_name("events_process.py")
 
@@ -198,7 +198,7 @@ def test_a_killed_publisher_is_told_and_its_successor_is_another(
     assert PublisherJoined(publisher=second.id) in got
     assert numbers(got) == [3, 4]
     with Publisher(folder=folder):
-        names = [path.name for path in owned_folders("p", folder)]
+        names = [path.name for path in owned_folders(folder, "p")]
     assert len(names) == 2  # the dead one's folder was swept
 
 

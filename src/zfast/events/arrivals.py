@@ -10,7 +10,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from zfast.events.runtime_folder import PUBLISHER, SUBSCRIBER, OwnedFolder, owned_folders
+from zfast.events.runtime_folder import PUBLISHER, SUBSCRIBER, own_folder
+from zfast.owned_folder import owned_folders
 
 _SOCKET_NAME = "arrivals.sock"
 CONTROL_NAME = "control.sock"
@@ -21,7 +22,7 @@ def announce(endpoint: str, parent: Path, *, leaving: bool = False) -> set[str]:
     """Tell every subscriber of an endpoint; the names of those that were told."""
     told = set()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-        for folder in owned_folders(SUBSCRIBER, parent):
+        for folder in owned_folders(parent, SUBSCRIBER):
             try:
                 sender.sendto(
                     ("-" if leaving else "+").encode() + endpoint.encode(),
@@ -44,7 +45,7 @@ class Arrivals:
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
-        self._folder = OwnedFolder(SUBSCRIBER, parent)
+        self._folder = own_folder(SUBSCRIBER, parent)
         self.name = self._folder.path.name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(self._folder.path / _SOCKET_NAME))
@@ -56,7 +57,7 @@ class Arrivals:
     def present(self) -> list[str]:
         """The endpoints of the publishers that are there now, dead ones' perhaps among them."""
         return [
-            f"ipc://{folder / CONTROL_NAME}" for folder in owned_folders(PUBLISHER, self._parent)
+            f"ipc://{folder / CONTROL_NAME}" for folder in owned_folders(self._parent, PUBLISHER)
         ]
 
     def take(self) -> list[str]:

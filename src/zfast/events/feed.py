@@ -26,9 +26,9 @@ from zfast.events.messages import (
     encode_message,
 )
 from zfast.events.relay_link import relay_endpoints
-from zfast.events.runtime_folder import is_owned
 from zfast.events.sockets import Handshakes, connect_socket, is_readable, open_socket
 from zfast.events.topics import RESERVED
+from zfast.owned_folder import is_owned
 from zfast.security.client_security import ClientSecurity
 
 logger = logging.getLogger("zfast.events")

@@ -28,7 +28,7 @@ from zfast.events.frames import EventFrame, encode_body, pack_frame
 from zfast.events.memory import EventMemory
 from zfast.events.messages import Welcome
 from zfast.events.relay_link import RelayLink
-from zfast.events.runtime_folder import PUBLISHER, OwnedFolder, user_folder
+from zfast.events.runtime_folder import PUBLISHER, own_folder, user_folder
 from zfast.events.sockets import bind_socket, client_security, open_socket
 from zfast.events.topics import make_topic
 from zfast.security.client_security import ClientSecurity
@@ -74,7 +74,7 @@ class Publisher:
             security = client_security(relay, security, insecure=insecure)
         self._parent = folder or user_folder()
         with contextlib.ExitStack() as undo:
-            self._folder = OwnedFolder(PUBLISHER, self._parent)
+            self._folder = own_folder(PUBLISHER, self._parent)
             undo.callback(self._folder.remove)
             self._events = undo.enter_context(open_socket(zmq.XPUB))
             events_endpoint = bind_socket(self._events, self._endpoint(EVENTS_NAME))

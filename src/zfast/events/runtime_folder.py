@@ -5,71 +5,38 @@
     $XDG_RUNTIME_DIR/zfast-events-UID/      0700, checked
         p-PID-RANDOM/                       a publisher: control.sock, events.sock, owner.lock
         s-PID-RANDOM/                       a subscriber: arrivals.sock, owner.lock
-
-An owner holds a lock on its ``owner.lock``, which the kernel drops however it ends; whoever comes
-next removes what dead owners left.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 
 from zfast.addresses import runtime_root
 from zfast.errors import ConfigError
+from zfast.owned_folder import OwnedFolder, sweep
 from zfast.security.private_files import is_closed
 
 PUBLISHER = "p"
 SUBSCRIBER = "s"
-_LOCK_NAME = "owner.lock"
-#: Below this name a folder is being made; nobody else looks at it.
-_NEW = "new-"
 
 
-class OwnedFolder:
-    """A folder of this process in the folder of this user.
+def own_folder(role: str, parent: Path) -> OwnedFolder:
+    """A folder of this process in the folder of this user; what dead ones left is removed.
 
     Args:
-        role: ``p`` or ``s``.
-        parent: Instead of the user's own; for tests and for hosts with another place for it.
+        role: ``PUBLISHER`` or ``SUBSCRIBER``.
+        parent: See ``user_folder``; another one for tests, and for hosts with another place for it.
 
     Raises:
-        ConfigError: It cannot be made, or the user's folder is open to others.
+        ConfigError: It cannot be made.
     """
-
-    def __init__(self, role: str, parent: Path | None = None) -> None:
-        parent = parent or user_folder()
-        name = f"{role}-{os.getpid()}-"
-        try:
-            new = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
-            self._lock_fd = os.open(new / _LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # With its lock held it is given its name: nobody takes it for a dead one's.
-            self.path = parent / (name + new.name.removeprefix(_NEW))
-            new.rename(self.path)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot make a folder for the events' sockets in {parent}: {error.strerror}",
-                hint="set XDG_RUNTIME_DIR or TMPDIR to a folder of yours that can be written",
-            ) from error
-        sweep(parent)
-
-    def remove(self) -> None:
-        """Remove it and give up the lock. A second call does nothing."""
-        if self._lock_fd >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Give up the lock only: for a forked child, whose parent owns the folder."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+    folder = OwnedFolder(parent, role)
+    for each in (PUBLISHER, SUBSCRIBER):
+        sweep(parent, each)
+    return folder
 
 
 def user_folder() -> Path:
@@ -94,32 +61,3 @@ def user_folder() -> Path:
             hint="remove it, or set XDG_RUNTIME_DIR to a folder of yours",
         )
     return folder
-
-
-def owned_folders(role: str, parent: Path) -> list[Path]:
-    """The folders of one role, of living and dead owners."""
-    return sorted(parent.glob(f"{role}-[0-9]*-*"))
-
-
-def is_owned(folder: Path) -> bool:
-    """Whether the owner of a folder lives."""
-    try:
-        lock_fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # A shared lock, so that two who look at the same time do not see each other.
-        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock_fd)
-    return False
-
-
-def sweep(parent: Path) -> None:
-    """Remove what dead owners left."""
-    for role in (PUBLISHER, SUBSCRIBER):
-        for folder in owned_folders(role, parent):
-            if not is_owned(folder):
-                shutil.rmtree(folder, ignore_errors=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from pathlib import Path
 
 import zmq
 
 from zfast.addresses import parse_endpoint
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, TransportError, ZfastError
 from zfast.security.client_security import ClientSecurity, handshake_error
-from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
+from zfast.security.same_user import bind_to_this_user, connect_only_to_this_user
 
 #: Events that wait for one subscriber; those beyond are dropped, and it is told.
 SUBSCRIBER_HWM = 10_000
@@ -23,15 +23,6 @@ MAX_FRAME_NBYTES = 1 << 20
 #: How long a client waits before it connects again, at first and at most.
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 1000
-
-_EVENT = struct.Struct("=Hi")
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_HANDSHAKES = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_DISCONNECTED
-    | _FAILED
-)
 
 
 def open_socket(kind: int) -> zmq.Socket[bytes]:
@@ -54,12 +45,10 @@ def bind_socket(opened: zmq.Socket[bytes], url: str, *, insecure: bool = False) 
         TransportError: It cannot be bound; ``errno`` says why.
     """
     endpoint = parse_endpoint(url, insecure=insecure)
-    admit_only_this_user(opened, endpoint)
     try:
-        opened.bind(url)
+        return bind_to_this_user(opened, endpoint)[0]
     except zmq.ZMQError as error:
         raise TransportError(f"cannot bind {url}: {error}", errno=error.errno) from error
-    return opened.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 def is_readable(opened: zmq.Socket[bytes]) -> bool:
@@ -145,8 +134,8 @@ class Handshakes:
         endpoint = parse_endpoint(url, guarded=True)
         connect_only_to_this_user(watched, endpoint)
         self._is_guarded = endpoint.scheme == "tcp"
-        self._failures = 0
-        self.news: zmq.Socket[bytes] = watched.get_monitor_socket(_HANDSHAKES)
+        self._connection = ConnectionMonitor(watched)
+        self.news = self._connection.socket
         if self._is_guarded:
             security.guard(watched, url)
         self._is_connecting = False
@@ -159,25 +148,11 @@ class Handshakes:
         """
         try:
             self._connect()
+            if self._connection.read() & zmq.EVENT_DISCONNECTED:
+                self._begin_anew()
         except ZfastError as refusal:
             return refusal
-        while True:
-            try:
-                event = _EVENT.unpack(self.news.recv_multipart(zmq.DONTWAIT)[0])[0]
-            except zmq.Again:
-                return None
-            if event == zmq.EVENT_DISCONNECTED:
-                self._begin_anew()
-                continue  # of a handshake that failed, too: that counts once
-            self._failures = self._failures + 1 if event & _FAILED else 0
-            error = handshake_error(
-                self._url,
-                self._security,
-                is_refused=event == zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-                failures=self._failures,
-            )
-            if error is not None:
-                return error
+        return handshake_error(self._url, self._security, self._connection)
 
     def _connect(self) -> None:
         if self._is_connecting or not self._security.may_connect(self._url):
@@ -195,6 +170,4 @@ class Handshakes:
 
     def close(self) -> None:
         """Watch no longer; before the socket is closed."""
-        if not self.news.closed:
-            self._watched.disable_monitor()
-            self.news.close(0)
+        self._connection.close()

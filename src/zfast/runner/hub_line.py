@@ -14,6 +14,7 @@ import zmq
 
 from zfast import _core
 from zfast.addresses import is_served, parse_endpoint
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerError
 from zfast.runner.control import ControlMessage
@@ -32,7 +33,7 @@ from zfast.runner.remote_protocol import (
 from zfast.runner.session import Session
 from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.same_user import connect_only_to_this_user
-from zfast.transport.connection_monitor import ConnectionMonitor
+from zfast.transport.send_buffer import widen_send_buffer
 
 logger = logging.getLogger("zfast.worker")
 
@@ -115,12 +116,7 @@ class HubAddress:
         """
         if self.security is None:
             return
-        error = handshake_error(
-            self.url,
-            self.security,
-            is_refused=connection.refused,
-            failures=connection.failures,
-        )
+        error = handshake_error(self.url, self.security, connection)
         if error is not None:
             raise error
 
@@ -162,7 +158,9 @@ class HubLine:
         self._socket = process_context().socket(zmq.DEALER)
         self._socket.set_hwm(0)
         self._socket.linger = 0
-        self._connection = ConnectionMonitor(self._socket)
+        self._connection = ConnectionMonitor(
+            self._socket, only_first=True, on_connected=widen_send_buffer
+        )
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._connection.socket, zmq.POLLIN)
         self._asked = time.monotonic()

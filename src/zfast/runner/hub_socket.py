@@ -12,7 +12,7 @@ from zfast.context import process_context
 from zfast.errors import ProtocolError, TransportError
 from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.protocol import HUB_MESSAGES
-from zfast.security.same_user import admit_only_this_user
+from zfast.security.same_user import bind_to_this_user
 
 logger = logging.getLogger("zfast.runner")
 
@@ -33,8 +33,7 @@ class HubSocket:
 
     def bind(self, endpoint: str) -> None:
         """Let workers connect."""
-        admit_only_this_user(self._socket, parse_endpoint(endpoint))
-        self._socket.bind(endpoint)
+        bind_to_this_user(self._socket, parse_endpoint(endpoint))
         self.is_bound = True
 
     def send(self, routing_id: bytes, message: ControlMessage, buffers: Buffers = ()) -> None:

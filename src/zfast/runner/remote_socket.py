@@ -14,7 +14,7 @@ from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError
 from zfast.runner.remote_protocol import HEARTBEAT_MS
 from zfast.security.roles import Verb
-from zfast.security.same_user import admit_only_this_user
+from zfast.security.same_user import bind_to_this_user
 from zfast.security.server_security import ServerSecurity
 
 logger = logging.getLogger("zfast.runner")
@@ -77,10 +77,7 @@ class RemoteSocket:
             else:
                 self._socket.heartbeat_ivl = HEARTBEAT_MS
                 self._socket.heartbeat_timeout = 3 * HEARTBEAT_MS
-                admit_only_this_user(self._socket, endpoint)
-                self._socket.bind(str(endpoint))
-                self._file = SocketFile(endpoint)
-                self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+                self.endpoint, self._file = bind_to_this_user(self._socket, endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise _not_bound(str(endpoint), error.errno, str(error.strerror)) from error

@@ -8,13 +8,13 @@ import msgspec
 import zmq
 
 from zfast import _core
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ProtocolError, RecvTimeoutError, WorkerError
 from zfast.runner.hub_line import TOKEN_LOOK_S, HubAddress
 from zfast.runner.remote_protocol import REMOTE_MESSAGES, AskStatus, Refuse, Status
 from zfast.runner.runtime_folder import hub_sockets
 from zfast.runner.status import HubStatus
-from zfast.transport.connection_monitor import ConnectionMonitor
 
 
 def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:

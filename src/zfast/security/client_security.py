@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, HandshakeError
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretSource, resolve_secret
@@ -29,10 +29,6 @@ RECONNECT_MAX_MS = 10_000
 #: Handshakes that fail in a row before a server counts as another one than we trust: in a rotation
 #: every second one may.
 MAX_FAILED_HANDSHAKES = 16
-
-_EVENT = struct.Struct("=Hi")
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 class ClientSecurity:
@@ -186,9 +182,7 @@ class ClientSecurity:
                 endpoint,
                 self.token,
                 lambda opened: self._set_options(opened, server),
-                lambda is_refused, failures: handshake_error(
-                    endpoint, self, is_refused=is_refused, failures=failures
-                ),
+                lambda connection: handshake_error(endpoint, self, connection),
             )
             courier.serve(user)
 
@@ -215,43 +209,39 @@ def find_server_key(
     """
     context = process_context()
     poller = zmq.Poller()
-    askers: dict[zmq.Socket[bytes], tuple[zmq.Socket[bytes], PublicKey]] = {}
+    askers: dict[zmq.Socket[bytes], tuple[zmq.Socket[bytes], ConnectionMonitor, PublicKey]] = {}
     try:
         for server in security.servers:
             asker = context.socket(zmq.DEALER)
             asker.linger = 0
             security._set_options(asker, server)
-            monitor = asker.get_monitor_socket(_EVENTS)
-            askers[monitor] = (asker, server)
-            poller.register(monitor, zmq.POLLIN)
+            connection = ConnectionMonitor(asker)
+            askers[connection.socket] = (asker, connection, server)
+            poller.register(connection.socket, zmq.POLLIN)
             asker.connect(endpoint)
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
-            for monitor, _ in poller.poll(int(left_s * 1000) + 1):
-                event = _EVENT.unpack(monitor.recv_multipart()[0])[0]
-                if event == _REFUSED:
+            for readable, _ in poller.poll(int(left_s * 1000) + 1):
+                _, connection, server = askers[readable]
+                news = connection.read()
+                if connection.refused:
                     raise _refused(endpoint, security)
-                return askers[monitor][1]
+                if news & zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    return server
         return None
     finally:
-        for monitor, (asker, _) in askers.items():
-            asker.disable_monitor()
-            monitor.close(linger=0)
+        for asker, connection, _ in askers.values():
+            connection.close()
             asker.close(linger=0)
 
 
 def handshake_error(
-    endpoint: str, security: ClientSecurity, *, is_refused: bool, failures: int
+    endpoint: str, security: ClientSecurity, connection: ConnectionMonitor
 ) -> HandshakeError | None:
-    """What the news of a connection's handshakes comes to; None if there is nothing to it.
-
-    Args:
-        is_refused: The server does not let this process's key in.
-        failures: Handshakes in a row that came to nothing for another reason.
-    """
-    if is_refused:
+    """What the news of a connection's handshakes comes to; None if there is nothing to it."""
+    if connection.refused:
         return _refused(endpoint, security)
-    if failures >= MAX_FAILED_HANDSHAKES:
+    if connection.failures >= MAX_FAILED_HANDSHAKES:
         return _not_trusted(endpoint, security)
     return None
 

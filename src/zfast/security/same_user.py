@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zmq
 
-from zfast.addresses import Endpoint
+from zfast.addresses import Endpoint, SocketFile
 from zfast.errors import ConfigError, TransportError
 from zfast.security.private_files import is_closed
 
@@ -19,12 +19,23 @@ _UCRED = struct.Struct("3i")
 _ASK_S = 2.0
 
 
-def admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:
-    """Before an ipc endpoint is bound: let the kernel's word on a peer's user decide.
+def bind_to_this_user(opened: zmq.Socket[bytes], endpoint: Endpoint) -> tuple[str, SocketFile]:
+    """Bind what no door guards; over ipc, nobody but this user's processes comes in.
+
+    Returns:
+        The endpoint, with the port that the system chose, and the file to remove at the end.
 
     Raises:
         ConfigError: This system tells no peer's user, and the folder is open to others.
+        zmq.ZMQError: It cannot be bound.
     """
+    _admit_only_this_user(opened, endpoint)
+    opened.bind(str(endpoint))
+    return opened.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), SocketFile(endpoint)
+
+
+def _admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:
+    """Let the kernel's word on a peer's user decide."""
     if endpoint.scheme != "ipc":
         return
     try:

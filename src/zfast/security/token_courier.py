@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from zfast import _core
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
-from zfast.errors import ConfigError, ProtocolError, TokenError, ZfastError
+from zfast.errors import ConfigError, ProtocolError, TokenError, TransportError, ZfastError
 from zfast.security.audit import logger
 from zfast.security.token_messages import TOKEN_KIND, Answer, read_answer
 
@@ -35,14 +35,6 @@ AGAIN_S = 1.0
 IDLE_S = 1.0
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 1000
 
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_DISCONNECTED
-    | _FAILED
-)
-
 
 class TokenCourier:
     """Serves the sockets that a process connects to one endpoint, until the last is closed.
@@ -51,8 +43,8 @@ class TokenCourier:
         endpoint: Where tokens are taken.
         token: Gives the token; called on the courier's thread.
         guard: Prepares a socket to connect there, with the key that the token is for.
-        judge: Given whether our key is refused, and how many handshakes in a row came to nothing,
-            makes the error of those that fail for good.
+        judge: Given what is known of the courier's connection, makes the error of one that fails
+            for good.
 
     Threads: any; it has one of its own.
     """
@@ -62,7 +54,7 @@ class TokenCourier:
         endpoint: str,
         token: Callable[[], str | None],
         guard: Callable[[zmq.Socket[bytes]], None],
-        judge: Callable[[bool, int], ZfastError | None],
+        judge: Callable[[ConnectionMonitor], ZfastError | None],
     ) -> None:
         self._endpoint = endpoint
         self._token, self._guard = token, guard
@@ -139,7 +131,7 @@ class TokenCourier:
             while not self._has_ended():
                 with _Connection(self._endpoint, self._guard) as connection:
                     self._serve(connection)
-        except zmq.ZMQError:
+        except (zmq.ZMQError, TransportError):
             pass  # the context ends
         except Exception as error:
             logger.exception("the token could not be brought to %s", self._endpoint)
@@ -162,15 +154,15 @@ class TokenCourier:
         brought, is_settled, due_s = "", False, 0.0
         while not self._has_ended():
             connection.wait(self._woken, min(due_s, time.monotonic() + IDLE_S))
-            if self._asked and connection.is_over:
+            if self._asked and connection.news.refused:
                 return
-            if connection.has_changed() or self._asked:
+            if connection.news.read() or self._asked:
                 self._asked, is_settled, due_s = False, False, 0.0
                 self._look_at(connection)
             for answer in connection.answers():
                 is_settled = not answer.for_now
                 due_s = self._learn(answer)
-            if not connection.is_up:
+            if not connection.news.connected:
                 due_s = float("inf")  # its coming up is news
             if time.monotonic() < due_s:
                 continue
@@ -183,10 +175,10 @@ class TokenCourier:
                 due_s = self._next_look()
 
     def _look_at(self, connection: _Connection) -> None:
-        error = self._judge(connection.is_over, connection.n_failed)
+        error = self._judge(connection.news)
         if error is not None:
             self._fail(error)
-        elif not connection.is_up:
+        elif not connection.news.connected:
             self._taken = False
 
     def _next_look(self) -> float:
@@ -226,41 +218,25 @@ class TokenCourier:
 
 
 class _Connection:
-    """The courier's socket, and what is known of its connection."""
+    """The courier's socket, and in ``news`` what is known of its connection."""
 
     def __init__(self, endpoint: str, guard: Callable[[zmq.Socket[bytes]], None]) -> None:
         self._socket = process_context().socket(zmq.DEALER)
         self._socket.linger = 0
-        self.is_up = self.is_over = False
-        self.n_failed = 0
         guard(self._socket)
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
-        self._monitor = self._socket.get_monitor_socket(_EVENTS)
+        self.news = ConnectionMonitor(self._socket)
         self._socket.connect(endpoint)
 
     def wait(self, woken: socket.socket, until_s: float) -> None:
         poller = zmq.Poller()
-        for readable in (self._socket, self._monitor, woken):
+        for readable in (self._socket, self.news.socket, woken):
             poller.register(readable, zmq.POLLIN)
         poller.poll(max(0, int((until_s - time.monotonic()) * 1000) + 1))
         try:
             woken.recv(4096)
         except BlockingIOError:
             pass
-
-    def has_changed(self) -> bool:
-        """Take the news of the connection; whether there is any."""
-        changed = False
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
-            changed = True
-            self.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self.is_over |= event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            if event & _FAILED:
-                self.n_failed += 1
-            elif self.is_up:
-                self.n_failed = 0
-        return changed
 
     def bring(self, token: str) -> None:
         _core.send_message(self._socket, TOKEN_KIND, token.encode("ascii", "replace"))
@@ -279,6 +255,5 @@ class _Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        self.news.close()
         self._socket.close(linger=0)

@@ -9,17 +9,18 @@ import zmq
 
 from zfast import _core
 from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
+from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, TransportError
 from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.door import Door
 from zfast.security.roles import Verb
 from zfast.security.routing_ids import RoutingIds
-from zfast.security.same_user import admit_only_this_user, connect_only_to_this_user
+from zfast.security.same_user import bind_to_this_user, connect_only_to_this_user
 from zfast.security.server_security import ServerSecurity
-from zfast.transport.connection_monitor import ConnectionMonitor
 from zfast.transport.link_options import LinkOptions
 from zfast.transport.peer import Peer
+from zfast.transport.send_buffer import widen_send_buffer
 
 #: How long one waiting receive may take: in that time nobody looks at the connection.
 PATIENCE_S = 0.005
@@ -79,7 +80,9 @@ class Port:
         if not self.shares_memory:
             _core.keep_heap_warm(options.window_nbytes)
             if not bound:
-                self._connection = ConnectionMonitor(self.socket)
+                self._connection = ConnectionMonitor(
+                    self.socket, only_first=True, on_connected=widen_send_buffer
+                )
         try:
             if bound:
                 self.socket.router_mandatory = True
@@ -103,10 +106,7 @@ class Port:
             self.admits = _admission(self._door)
             self.endpoint = self._door.bind(self.endpoint)
             return
-        admit_only_this_user(self.socket, endpoint)
-        self.socket.bind(self.endpoint)
-        self._file = SocketFile(endpoint)
-        self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.endpoint, self._file = bind_to_this_user(self.socket, endpoint)
 
     def _guard_connecting(self, endpoint: Endpoint, options: LinkOptions) -> None:
         connect_only_to_this_user(self.socket, endpoint)
@@ -137,12 +137,7 @@ class Port:
             return False
         self._connection.read()
         if self._trust is not None:
-            error = handshake_error(
-                self.endpoint,
-                self._trust,
-                is_refused=self._connection.refused,
-                failures=self._connection.failures,
-            )
+            error = handshake_error(self.endpoint, self._trust, self._connection)
             if error is not None:
                 raise error
         return self._connection.lost

@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zfast import _core
-from zfast.transport.send_buffer import widen_send_buffer
 
-_HANDSHAKES = (
+_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
 )
 
 
 class ConnectionMonitor:
-    """Watches one DEALER that connects over ipc or tcp; inproc has no such events.
+    """Watches one socket that connects over ipc or tcp; inproc has no such events.
+
+    Args:
+        only_first: The first connection that stands is the only one that counts: what comes after
+            its end is another peer's, and is not read.
+        on_connected: Given the descriptor of each connection, before its handshake.
 
     Attributes:
         connected: The handshake is done and the connection stands.
-        lost: A connection that once stood has ended, for good: the next would be another peer's.
+        lost: The only connection that counts has ended.
         refused: The other side does not let our key in.
         failures: Handshakes in a row that came to nothing for another reason.
         socket: Receives when there is news; belongs to the thread of the monitored socket.
     """
 
-    def __init__(self, monitored: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self,
+        monitored: zmq.Socket[bytes],
+        *,
+        only_first: bool = False,
+        on_connected: Callable[[int], None] | None = None,
+    ) -> None:
         self._monitored = monitored
+        self._only_first = only_first
+        self._on_connected = on_connected
         self.connected = False
         self.lost = False
         self.refused = False
         self.failures = 0
-        events = zmq.EVENT_CONNECTED | _HANDSHAKES | zmq.EVENT_DISCONNECTED
-        self.socket = monitored.get_monitor_socket(events)
+        events = _EVENTS if on_connected is None else _EVENTS | zmq.EVENT_CONNECTED
+        self.socket: zmq.Socket[bytes] = monitored.get_monitor_socket(events)
 
-    def read(self) -> None:
-        """Take what news there is; the attributes change by this alone."""
+    def read(self) -> int:
+        """Take what news there is, as libzmq's events; the attributes change by this alone.
+
+        Raises:
+            TransportError: The context ends.
+        """
+        news = 0
         while not self.lost and _core.poll(self.socket, _core.POLLIN, 0):
             message = recv_monitor_message(self.socket)
             event = message["event"]
             if event == zmq.EVENT_CONNECTED:
-                widen_send_buffer(message["value"])
+                if self._on_connected is not None:
+                    self._on_connected(message["value"])
                 continue
-            self.lost = event == zmq.EVENT_DISCONNECTED and self.connected
+            news |= event
+            self.lost = self._only_first and self.connected and event == zmq.EVENT_DISCONNECTED
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self.refused |= event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
             # The end of the connection comes right behind its failed handshake.
             if event != zmq.EVENT_DISCONNECTED:
                 self.failures = 0 if self.connected else self.failures + 1
+        return news
 
     def close(self) -> None:
-        """Stop monitoring."""
+        """Stop monitoring; before the monitored socket is closed."""
         if not self.socket.closed:
             self._monitored.disable_monitor()
             self.socket.close(linger=0)
