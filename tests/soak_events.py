@@ -2,18 +2,22 @@
 
     python tests/soak_events.py [--subscribers 1000] [--stuck 10] [--seed 1]
 
-Its memory is measured once the queues of the stuck ones are full, and again at the end. A
+Its memory is measured at half time, when the queues to the stuck ones are full, and at the end. A
 subscriber that reads all the time has lost nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,8 +28,43 @@ from zfast.events.publisher import Publisher
 from zfast.events.subscription import Subscription
 
 RATE = 2000
+#: More than the queues to a subscriber hold, at a rate that those who read keep up with.
+FILL_EVENTS = 30_000
+FILL_RATE = 10_000
 #: What the memory may grow by after the queues are full: the allocator's own ways.
 GROWTH_NBYTES = 24 << 20
+
+
+#: Subscribers that are there and never read: the process is stopped once they have joined.
+_STUCK = """
+import sys
+from pathlib import Path
+from zfast.events.subscription import Subscription
+stuck = [Subscription(folder=Path(sys.argv[1])) for _ in range(int(sys.argv[2]))]
+for subscription in stuck:
+    subscription.wait_joined()
+print("joined", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def stopped_subscribers(n_stuck: int, folder: Path) -> Iterator[None]:
+    """So many subscribers in a process of their own, stopped."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STUCK, str(folder), str(n_stuck)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "joined\n"
+        process.send_signal(signal.SIGSTOP)
+        yield
+    finally:
+        process.kill()
+        process.communicate()
 
 
 class Load:
@@ -33,8 +72,12 @@ class Load:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
+        for number in range(FILL_EVENTS):
+            publisher.publish(make_event(number % 500))
+            if number % 100 == 0:
+                time.sleep(100 / FILL_RATE)
         self._ended = threading.Event()
-        self.published = 0
+        self.published = FILL_EVENTS
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -47,7 +90,7 @@ class Load:
         while not self._ended.is_set():
             self._publisher.publish(make_event(self.published % 500))
             self.published += 1
-            ahead = self.published / RATE - (time.monotonic() - start)
+            ahead = (self.published - FILL_EVENTS) / RATE - (time.monotonic() - start)
             if ahead > 0.01:
                 self._ended.wait(ahead)
 
@@ -76,11 +119,8 @@ def soak(n_subscribers: int, n_stuck: int, seed: int, folder: Path) -> None:
     """Run it; raises AssertionError if the publisher grew or the reader lost something."""
     chance = random.Random(seed)
     process = psutil.Process()
-    with Publisher(folder=folder) as publisher:
+    with Publisher(folder=folder) as publisher, stopped_subscribers(n_stuck, folder):
         reader = Reader(folder)
-        stuck = [Subscription(folder=folder) for _ in range(n_stuck)]
-        for subscription in stuck:
-            subscription.wait_joined()
         load = Load(publisher)
         try:
             warm_nbytes = 0
@@ -106,8 +146,6 @@ def soak(n_subscribers: int, n_stuck: int, seed: int, folder: Path) -> None:
             published = load.published
             time.sleep(0.5)
             reader.end()
-            for subscription in stuck:
-                subscription.__exit__(None, None, None)
     print(
         f"{joined} subscribers, {n_stuck} stuck, {published} events: memory "
         f"{warm_nbytes >> 20} MiB at half time, {growth / 2**20:+.1f} MiB since; "
