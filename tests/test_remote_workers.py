@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -77,6 +78,14 @@ def security(key_folder):
     made = ServerSecurity.load()
     yield made
     made.close()
+
+
+def free_port():
+    """A port that no connection is given by chance: one that retries would meet itself there."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Foremen:
@@ -358,8 +367,8 @@ def test_a_drained_host_finishes_what_runs_and_leaves(start_remote, foremen, jou
 
 
 def test_one_foreman_serves_one_flow_run_after_another(start_remote, foremen):
-    first = start_remote()
-    endpoint = first.hub.endpoint
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = start_remote(url=endpoint)
     foreman = foremen.start(endpoint)
     assert first.run(lambda *_: os.getppid()) == foreman.pid
     first.hub.close()
@@ -469,11 +478,6 @@ def test_a_flow_runs_on_another_host_and_its_logs_arrive_once(
             return found if len(found) >= 4 else None
 
         assert settled(logged) == ["adding 1", "adding 2", "adding 2", "adding 3"]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def test_workers_end_soon_after_their_driver_was_killed(foremen, key_folder, tmp_path):

@@ -45,6 +45,7 @@ def runner(prefect_api: str) -> Iterator[ZfastTaskRunner]:
 
 @task
 def wait_for_file(path: Path) -> str:
+    path.with_suffix(".begun").touch()
     while not path.exists():
         time.sleep(0.01)
     return path.name
@@ -297,6 +298,8 @@ def test_a_suspended_flow_lets_what_runs_finish(tmp_path):
             runner.submit(identity, {"value": 0}).wait()
             futures.append(runner.submit(wait_for_file, {"path": tmp_path / "go"}))
             futures.append(runner.submit(identity, {"value": 1}))
+            while not (tmp_path / "go.begun").exists():
+                time.sleep(0.01)
             threading.Timer(0.3, (tmp_path / "go").touch).start()
             raise Pause
 
