@@ -237,10 +237,12 @@ def test_a_hundred_strangers_with_garbage_and_huge_frames_cost_little_memory(ser
     assert peak - before < 100 * (4 << 20) + (64 << 20)
     for stranger in strangers:
         stranger.close()
+    # Of each thread's heap glibc keeps some at the top, whatever it is told: of one such frame.
+    allowed = before * 1.1 + (4 << 20)
     deadline_s = time.monotonic() + 15
-    while rss().rss > before * 1.1 and time.monotonic() < deadline_s:
+    while rss().rss > allowed and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    assert rss().rss <= before * 1.1
+    assert rss().rss <= allowed
     speak(endpoint)
 
 
