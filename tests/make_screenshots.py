@@ -81,11 +81,11 @@ def take(output: Path, n_years: int) -> None:
         terminal.wait_for(lambda text: "zfast top" in text)
         flow = subprocess.Popen([sys.executable, "-c", FLOW, str(n_years)])
         try:
+            terminal.wait_for(lambda text: "iB in place" in text and "busy" in text)
+            (output / "top.svg").write_text(_as_svg(terminal.screen))
             pages["light"].wait_for_function(SHOWN, timeout=120_000)
             for scheme, page in pages.items():
                 page.screenshot(path=output / f"ui-{scheme}.png")
-            terminal.wait_for(lambda text: "GiB in place" in text and "leases" in text)
-            (output / "top.svg").write_text(_as_svg(terminal.screen))
         finally:
             flow.wait(120)
 
