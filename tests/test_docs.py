@@ -8,26 +8,20 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from doc_pages import PAGES, ROOT, SHELL_LANGUAGES, blocks, docs_page, joined_lines
+
 #: Pages whose programs are whole, each run by itself.
 PROGRAM_PAGES = ("quickstart.md",)
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(path):
-    return BLOCK.findall(path.read_text())
 
 
 def programs():
     """The pages' programs; all but the first wait for a long run."""
     marks = []
     for name in PROGRAM_PAGES:
-        for i, (language, text) in enumerate(blocks(ROOT / "docs" / name)):
+        for i, (language, text) in enumerate(blocks(docs_page(name).read_text())):
             if language == "python":
                 yield pytest.param(text, id=f"{name}-{i}", marks=marks)
                 marks = [pytest.mark.long]
@@ -35,11 +29,10 @@ def programs():
 
 def commands(first):
     """The command lines in all pages' blocks that begin with ``first``, without comments."""
-    for path in DOCS:
-        for language, text in blocks(path):
-            if language in ("", "sh", "bash", "console", "shell"):
-                joined = text.replace("\\\n", " ")
-                for line in joined.splitlines():
+    for path in PAGES:
+        for language, text in blocks(path.read_text()):
+            if language in SHELL_LANGUAGES:
+                for line in joined_lines(text):
                     line = line.removeprefix("$ ").partition("  #")[0].strip()
                     if line.startswith(first + " "):
                         yield path.name, shlex.split(line, comments=True)
@@ -62,8 +55,8 @@ def test_a_program_in_the_quickstart_runs(text, prefect_api, tmp_path):
 
 
 def test_every_python_block_is_python():
-    for path in DOCS:
-        for language, text in blocks(path):
+    for path in PAGES:
+        for language, text in blocks(path.read_text()):
             if language == "python":
                 lone_decorator = text.startswith("@") and "def " not in text
                 ast.parse(text + "def f(): ..." * lone_decorator)
@@ -107,7 +100,7 @@ def test_every_developers_command_exists():
 
 
 def test_links_between_pages_and_pictures_lead_somewhere():
-    for path in DOCS:
+    for path in PAGES:
         text = path.read_text()
         for target in re.findall(r"\]\(([^)#:\s]+)[^)]*\)|```\{image\} (\S+)", text):
             relative = target[0] or target[1]

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from doc_pages import PAGES, SHELL_LANGUAGES, blocks, blocks_of, docs_page, joined_lines, sections
 from network_hosts import WAIT_FOR_API, hosts
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^([a-z][\w-]*)\$ +", re.MULTILINE)
 COMMAND = re.compile(r"^(zfast|python3?|pip|prefect|strace) ")
-SHELL_LANGUAGES = ("", "sh", "bash", "console", "shell")
 #: What goes on until it is ended.
 LASTING = ("prefect server start", "zfast worker", "zfast relay", "zfast watch")
 #: Pages and sections whose commands the tests below run.
@@ -58,33 +56,23 @@ signal.pause()
 GUIDE = ("result-store.md", "In five minutes")
 
 
-def sections(page: str) -> Iterator[tuple[str, str]]:
-    """The sections of a page, by title; what comes before the first is of title ""."""
-    text = (ROOT / "docs" / page).read_text() if page != "README.md" else (ROOT / page).read_text()
-    title = ""
-    for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
-        if part.startswith("## "):
-            title = part.partition("\n")[0][3:]
-        yield title, part
-
-
 def shell_lines(text: str) -> Iterator[tuple[str, str]]:
     """Commands in the blocks of a text: the host whose prompt they follow, "" without one."""
-    for language, block in BLOCK.findall(text):
+    for language, block in blocks(text):
         if language not in SHELL_LANGUAGES:
             continue
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in joined_lines(block):
             prompt = PROMPT.match(line)
             command = re.split(r"\s{2,}(?=#|lines|flows|the same)", PROMPT.sub("", line))[0].strip()
             if prompt or COMMAND.match(command):
                 yield (prompt[1] if prompt else ""), command
 
 
-def commands(page: str, wanted: str = "") -> list[tuple[str, str]]:
+def commands(name: str, wanted: str = "") -> list[tuple[str, str]]:
     """The commands of a page, or of one of its sections."""
     return [
         line
-        for title, text in sections(page)
+        for title, text in sections(docs_page(name))
         if wanted in ("", title)
         for line in shell_lines(text)
     ]
@@ -226,16 +214,6 @@ def walking(tmp_path: Path, server: str, *clients: str) -> Iterator[Walk]:
         yield Walk(shells)
 
 
-def programs(page: str, section: str) -> list[str]:
-    return [
-        block
-        for title, text in sections(page)
-        if title == section
-        for language, block in BLOCK.findall(text)
-        if language == "python"
-    ]
-
-
 @pytest.mark.long
 def test_from_nothing_to_a_flow_on_two_hosts(tmp_path: Path) -> None:
     lines = [line for line in commands("two-hosts.md") if line[0]]
@@ -243,7 +221,7 @@ def test_from_nothing_to_a_flow_on_two_hosts(tmp_path: Path) -> None:
         walk.type(lines, until="zfast keys trust")
         walk.bring("server.pub", "flow-host", "worker-host")
         walk.bring("worker-1.pub", "worker-host", "flow-host")
-        (program,) = programs("two-hosts.md", "The flow")
+        (program,) = blocks_of(docs_page("two-hosts.md"), "The flow", "python")
         flow_host = walk.shells["flow-host"]
         (flow_host.home / "flow.py").write_text(program)
         walk.type(lines, until="zfast worker")
@@ -298,10 +276,9 @@ def test_the_end_of_the_quickstart(tmp_path: Path) -> None:
 
 
 def test_every_command_of_the_documentation_is_run_by_a_test() -> None:
-    pages = ["README.md", *(path.name for path in sorted((ROOT / "docs").glob("*.md")))]
-    for page in pages:
-        for title, text in sections(page):
-            if {(page, title), (page, "")} & WALKED or (page, title) == GUIDE:
+    for path in PAGES:
+        for title, text in sections(path):
+            if {(path.name, title), (path.name, "")} & WALKED or (path.name, title) == GUIDE:
                 continue
             for _, command in shell_lines(text):
-                assert command.startswith(tuple(ELSEWHERE)), f"{page}, {title}: {command}"
+                assert command.startswith(tuple(ELSEWHERE)), f"{path.name}, {title}: {command}"

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-GUIDE = Path(__file__).parents[1] / "docs" / "result-store.md"
+from doc_pages import blocks_of, docs_page
 
-
-def blocks(language: str, section: str) -> list[str]:
-    """The code blocks of a section, in order; "" is a block without a language: commands."""
-    text = GUIDE.read_text()
-    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
-    return [code for kind, code in found if kind == language]
+GUIDE = docs_page("result-store.md")
 
 
 def test_the_guide_works_as_it_is_written(prefect_api: str, tmp_path: Path) -> None:
@@ -27,11 +20,13 @@ def test_the_guide_works_as_it_is_written(prefect_api: str, tmp_path: Path) -> N
         "PREFECT_API_URL": prefect_api,
         "COLUMNS": "200",
     }
-    (program,) = [code for code in blocks("python", "In five minutes") if "# flow.py" in code]
+    (program,) = [
+        code for code in blocks_of(GUIDE, "In five minutes", "python") if "# flow.py" in code
+    ]
     (tmp_path / "flow.py").write_text(program)
 
     said: dict[str, list[str]] = {}
-    for block in blocks("", "In five minutes"):
+    for block in blocks_of(GUIDE, "In five minutes", ""):
         for line in block.splitlines():
             command, _, _ = line.partition("  #")
             if command.startswith("pip install"):
