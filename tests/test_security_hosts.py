@@ -158,7 +158,7 @@ def square(number):
     with journal.open("a") as lines:
         lines.write(f"{os.environ['ZFAST_TEST_HOST']} {time.time()}\\n")
     time.sleep(0.05)
-    while number >= 20 and not journal.with_name("journal.revoked").exists():
+    while number >= 40 and not journal.with_name("journal.revoked").exists():
         time.sleep(0.01)
     return number * number
 @flow(task_runner=runner)
@@ -177,7 +177,7 @@ with get_client(sync_client=True) as client:
     print(json.dumps([results, completed()]), flush=True)
 """
 _WORKER = "import sys; from zfast.cli import main; sys.exit(main())"
-N_TASKS = 60
+N_TASKS = 100
 
 
 def api_of(net: Hosts, home: Path) -> tuple[subprocess.Popen[str], str]:

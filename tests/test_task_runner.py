@@ -416,7 +416,7 @@ def test_a_worker_that_dies_crashes_its_task_and_is_replaced(how):
         assert worker_pid.submit().result() != before
         return state.message
 
-    message = run(body, task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+    message = run(body, task_runner=ZfastTaskRunner(max_workers=1))
     assert ("exited with status 3" if how == "exit" else "killed by SIGKILL") in message
 
     def crashed():
@@ -557,7 +557,7 @@ def test_a_runner_that_is_not_started_refuses():
 def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
     runner = ZfastTaskRunner(max_workers=3)
     assert runner == runner.duplicate() == cloudpickle.loads(cloudpickle.dumps(runner))
-    assert runner != ZfastTaskRunner(max_workers=2, spares=0)
+    assert runner != ZfastTaskRunner(max_workers=2)
     assert runner.duplicate() is not runner
     with pytest.raises(ConfigError, match="from 1 on"):
         ZfastTaskRunner(max_workers=0)
@@ -567,7 +567,7 @@ def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
 
 def test_nothing_starts_before_the_first_submit():
     before = set(Path("/proc/self/task").iterdir())
-    with ZfastTaskRunner(max_workers=1, spares=0):
+    with ZfastTaskRunner(max_workers=1):
         assert set(Path("/proc/self/task").iterdir()) <= before
 
 
@@ -645,7 +645,7 @@ def announce_and_sleep(path):
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)
 
-@flow(task_runner=ZfastTaskRunner(max_workers=2, spares=0))
+@flow(task_runner=ZfastTaskRunner(max_workers=2))
 def sleepy(folder):
     futures = [announce_and_sleep.submit(f"{folder}/{i}") for i in range(2)]
     for future in futures:

@@ -52,7 +52,7 @@ def bind_socket(opened: zmq.Socket[bytes], url: str, *, insecure: bool = False) 
 
 
 def is_readable(opened: zmq.Socket[bytes]) -> bool:
-    """Whether a message is there: a microsecond, where a ``recv`` in vain raises for a hundred."""
+    """Whether a message is there; to ask takes less than a ``recv`` in vain, which raises."""
     return bool(int(opened.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
