@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("revisions", help="measure two revisions in turns, and judge")
     one.add_argument("old", help="a revision that git knows")
     one.add_argument("new", nargs="?", default=".", help="another; default: the working tree")
-    one.add_argument("--passes", type=int, default=31)
+    one.add_argument("--passes", type=int, default=101)
     one.add_argument("--margin", type=float, default=0.02, help="a slowdown below is accepted")
     one.add_argument("--json", type=Path, help="where the seconds go")
     one.set_defaults(command=revisions)

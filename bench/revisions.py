@@ -26,7 +26,6 @@ from bench.processes import ROOT, PeerProcess
 from zfast.benchmark.statistics import FALSE_ALARM, MARGIN, Judgement, Verdict, judge, paired_ratios
 
 BUILD = ROOT / "build" / "revisions"
-PASSES = 31
 #: Rounds by row, then seconds in the order they were taken.
 Rounds = Mapping[str, Sequence[float]]
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.rows import Group, Row, Run, format_ratio, format_seconds
+from zfast.benchmark.statistics import Verdict, judge, paired_ratios
 
 TITLE = "targets"
 STYLES = {"met": "green", "missed": "red", "not measured": "yellow"}
@@ -27,6 +28,7 @@ class Target:
         at_least: The least ratio, of medians over the passes.
         at_most_s: The most seconds beyond the same chain with 800 B.
         beyond: Compare what the payload costs beyond 800 B, not the whole.
+        not_slower: Whatever the ratio, the other must not be faster beyond doubt.
     """
 
     group: str
@@ -35,10 +37,13 @@ class Target:
     at_least: float = 0.0
     at_most_s: float = 0.0
     beyond: bool = False
+    not_slower: bool = False
 
     @property
     def wanted(self) -> str:
         """The target in words."""
+        if self.not_slower:
+            return f"not slower than {self.against}"
         if self.against is None:
             return f"≤ {format_seconds(self.at_most_s)} beyond 800 B"
         return f"≥ {self.at_least:g} × {self.against}"
@@ -80,6 +85,8 @@ def _all_targets() -> Iterator[Target]:
     yield Target("no-op task, 2 workers", "zfast", "ThreadPool", 1.25)
     for runner in ("ProcessPool", "Dask", "Ray"):
         yield Target("no-op task, 2 workers", "zfast", runner, 20)
+    stuck = "no-op task, 10 subscribers that never read"
+    yield Target(stuck, "broadcast", "not broadcast", not_slower=True)
 
 
 TARGETS = list(_all_targets())
@@ -122,6 +129,10 @@ def _check(target: Target, row: Row, other: Row) -> tuple[str, bool]:
     if target.against is None:
         beyond = median(row.beyond_base or row.durations)
         return format_seconds(beyond), beyond <= target.at_most_s
+    if target.not_slower:
+        judged = judge(paired_ratios(other.durations, row.durations), margin=0)
+        measured = f"takes {judged.ratio:.3f} × ({judged.low:.3f}–{judged.high:.3f}, 99 %)"
+        return measured, judged.verdict is not Verdict.SLOWER
     if not target.beyond:
         # Pass by pass, as all ratios are.
         pairs = zip(other.durations, row.durations, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +23,10 @@ TASKS = 400
 RATE = 200
 FLOOD_EVENTS = 100_000
 FLOOD_RATE = 20_000
+KINDS = ["not broadcast", "broadcast"]
+#: A flow of a round has so many tasks of both kinds; so many subscribers never read.
+FLOW_TASKS = 100
+STUCK = 10
 
 pytestmark = [pytest.mark.benchmark(timer=replay_clock.now), pytest.mark.timeout(300)]
 
@@ -54,7 +60,8 @@ class StatesPeer:
         }
 
     def _run(self) -> dict[str, dict[str, float]]:
-        env = {**self._server.client_env, "XDG_RUNTIME_DIR": tempfile.mkdtemp(prefix="zfb-")}
+        folder = tempfile.TemporaryDirectory(prefix="zfb-")
+        env = {**self._server.client_env, "XDG_RUNTIME_DIR": folder.name}
         processes = {
             name: PeerProcess(python_command("states", argument), env)
             for name, argument in {**LISTENERS, "driver": "driver"}.items()
@@ -74,6 +81,7 @@ class StatesPeer:
         finally:
             for process in processes.values():
                 process.close()
+            folder.cleanup()
 
     def close(self) -> None:
         """Nothing is left between rounds."""
@@ -113,6 +121,86 @@ def test_state_to_another_process(
         unit="messages",
         duration=duration,
         arrived=arrived,
+    )
+
+
+class TurnsPeer:
+    """Tasks that are broadcast and tasks that are not, in turns; the figures are one kind's.
+
+    They are of one flow, since two differ by more than what is looked for.
+
+    Args:
+        name: Whose.
+        shared: The process, its subscribers and what was measured, shared by the peers.
+        tasks: How many the flow has.
+    """
+
+    def __init__(self, name: str, shared: Turns, tasks: int) -> None:
+        self._name, self._shared, self._tasks = name, shared, tasks
+        self._round = 0
+
+    def round(self) -> dict[str, float]:
+        """Run a flow, or take what the other peer's turn of this round has measured."""
+        runs = self._shared.runs
+        if len(runs) == self._round:
+            runs.append(self._shared.flows.ask(count=self._tasks))
+        self._round += 1
+        return {"seconds": runs[self._round - 1][self._name]}
+
+    def close(self) -> None:
+        """End what is shared."""
+        self._shared.close()
+
+
+class Turns:
+    """A process that runs such flows, and one whose subscribers have joined it and never read."""
+
+    def __init__(self, server: PrefectServer) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="zfb-")
+        env = {**server.client_env, "XDG_RUNTIME_DIR": self._folder.name}
+        self.runs: list[dict[str, float]] = []
+        self.flows = PeerProcess(python_command("states", "both"), env)
+        self._stuck: PeerProcess | None = PeerProcess(python_command("states", "stuck"), env)
+        self._stuck.ask(count=STUCK)
+        os.kill(self._stuck.hello["pid"], signal.SIGSTOP)
+        self.flows.ask(count=FLOW_TASKS)  # the first run imports
+
+    def close(self) -> None:
+        """End both, once."""
+        stuck, self._stuck = self._stuck, None
+        if stuck is not None:
+            os.kill(stuck.hello["pid"], signal.SIGKILL)
+            stuck.close()
+            self.flows.close()
+            self._folder.cleanup()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("peer", KINDS)
+def test_tasks_whose_states_are_broadcast(
+    peer: str,
+    smoke: bool,
+    prefect_server: PrefectServer,
+    measured: Measure,
+    row: Callable[..., None],
+) -> None:
+    shared: list[Turns] = []
+
+    def open_peer(name: str) -> Peer:
+        if not shared:
+            shared.append(Turns(prefect_server))
+        return TurnsPeer(name, shared[0], 4 if smoke else FLOW_TASKS)
+
+    measurements = measured(
+        "broadcast", {name: partial(open_peer, name) for name in KINDS}, rounds=30, warmup_rounds=0
+    )
+    row(
+        measurements[peer],
+        group=f"no-op task, {STUCK} subscribers that never read",
+        peer=peer,
+        reference=KINDS[0],
+        work=1,
+        unit="tasks",
     )
 
 

@@ -3,6 +3,8 @@
 Run: ``states driver`` with PREFECT_API_URL set runs flows of no-op tasks, their states broadcast;
 ``states zfast`` and ``states websocket`` listen, the one to zfast, the other to Prefect's events as
 its server passes them on. ``states flood`` publishes made-up states, as fast as it is told to.
+``states both`` runs tasks that are broadcast and tasks that are not, in turns; ``states stuck`` is
+subscribers, for whoever wants to stop a process that should read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.peers.control import serve
@@ -45,6 +48,53 @@ def drive(command: dict[str, Any]) -> dict[str, Any]:
     with broadcast(kinds=["task-run"]):
         states(command["count"], STATES / command["rate"])
     return {"rate": command["count"] * STATES / (time.perf_counter() - start)}
+
+
+def run_both(command: dict[str, Any]) -> dict[str, Any]:
+    """Run a flow of ``count`` tasks of which every other one is broadcast.
+
+    The publisher is there for all, as it is in a process that broadcasts some of its flows.
+
+    Returns:
+        The median of a task's seconds, of those that were broadcast and of those that were not.
+    """
+    from prefect import flow, task
+
+    from zfast import broadcast
+
+    @task
+    def noop(i: int) -> int:
+        return i
+
+    @flow
+    def both() -> dict[str, float]:
+        took: dict[str, list[float]] = {"broadcast": [], "not broadcast": []}
+        told = broadcast()
+        for i in range(command["count"]):
+            is_told = i % 4 in (0, 3)
+            if is_told:
+                told.start()
+            start = time.perf_counter()
+            noop(i)
+            took["broadcast" if is_told else "not broadcast"].append(time.perf_counter() - start)
+            told.stop()
+        return {name: median(seconds) for name, seconds in took.items()}
+
+    return both()
+
+
+def subscribe_many(command: dict[str, Any]) -> dict[str, Any]:
+    """Have ``count`` subscribers that have all joined."""
+    from zfast import subscribe
+
+    subscribers.extend(subscribe() for _ in range(command["count"]))
+    for subscriber in subscribers:
+        subscriber.wait_joined()
+    return {}
+
+
+#: Of ``subscribe_many``: they live as long as the process.
+subscribers: list[Any] = []
 
 
 class Listener:
@@ -161,8 +211,15 @@ def drink(command: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
     what = sys.argv[1]
-    if what in ("driver", "flood", "drink"):
-        serve({"driver": drive, "flood": flood, "drink": drink}[what])
+    answers = {"driver": drive, "flood": flood, "drink": drink, "stuck": subscribe_many}
+    if what in answers:
+        serve(answers[what], pid=os.getpid())
+        return
+    if what == "both":
+        from zfast import broadcast
+
+        with broadcast(flows=["another"]):
+            serve(run_both)
         return
     listener: Any = None
 
