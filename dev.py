@@ -16,6 +16,7 @@
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
     python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, and to each socket
     python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
+    python3 dev.py soak-shapes   flows of 2,000 tasks, 100 deep, 1,000 wide and nested; --runner
     python3 dev.py soak-states   a flow of 300 tasks with faults: states told against the API's
     python3 dev.py screenshots   pictures of the live views; needs Chromium
 
@@ -82,6 +83,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "soak-runner": (soak("runner"), "test"),
     "soak-security": (soak("security"), "test"),
     "soak-events": (soak("events"), "test"),
+    "soak-shapes": (soak("shapes"), "test"),
     "soak-states": (soak("states"), "test"),
     "screenshots": (screenshots, "test"),
 }

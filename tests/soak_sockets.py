@@ -121,6 +121,8 @@ def soak(n_frames: int, seed: int, seconds: float = float("inf")) -> Report:
                 if number % max(1, rounds // 8) == rounds // 16:
                     check(2 + number)
                     report.rss_mib.append(looked_at.memory_info().rss / (1 << 20))
+                    report.seconds = time.monotonic() - start_s
+                    print(report, flush=True)
                 assert process.poll() is None, process.returncode
                 if time.monotonic() - start_s > seconds:
                     break

@@ -47,7 +47,9 @@ def test_alarms_are_as_rare_as_promised(noise):
     assert alarms <= 5  # one of a hundred
 
 
-@pytest.mark.parametrize(("slowdown", "noise"), [(1.2, 0.1), (1.2, 0.05), (1.05, 0.02), (1.05, 0.005)])
+@pytest.mark.parametrize(
+    ("slowdown", "noise"), [(1.2, 0.1), (1.2, 0.05), (1.05, 0.02), (1.05, 0.005)]
+)
 def test_a_slower_core_is_caught_every_time_in_that_row_alone(slowdown, noise):
     for seed in range(10):
         assert verdicts(seed, slowdown, noise) == [Verdict.SLOWER, Verdict.SAME, Verdict.SAME]

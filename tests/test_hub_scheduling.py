@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from hub_jobs import hang_once, settled, simple, wait_for_file
+from zfast.runner.hub_line import HubAddress
 from zfast.runner.job import JobCancelledError
+from zfast.runner.status_client import ask_status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
@@ -149,3 +151,24 @@ def test_shared_memory_does_not_count_as_grown(start_hub):
     time.sleep(0.3)
     pids.add(jobs.run(make, 1)[1])
     assert len(pids) == 1
+
+
+def test_no_job_is_handed_out_in_advance_while_too_many_bytes_travel(start_hub, journal, tmp_path):
+    def most_at_the_worker(max_inflight_nbytes):
+        jobs = start_hub(max_workers=1, spares=0, max_inflight_nbytes=max_inflight_nbytes)
+        learn_that_jobs_are_short(jobs)
+        address = HubAddress(jobs.hub._folder.endpoint)
+        key = f"long-{max_inflight_nbytes}"
+        running = jobs.submit(wait_for_file, (journal, key, tmp_path / key))
+        journal.wait_for(key, "begin")
+        waiting = jobs.submit(simple, (journal, "next", 0))
+        # What was handed out in advance is soon taken back, as the first takes long: so, the most.
+        most = 0
+        while ask_status(address).queued == 0:
+            most = max(most, ask_status(address).running)
+        (tmp_path / key).touch()
+        assert [jobs.value(running), jobs.value(waiting)] == [key, "next"]
+        return most
+
+    assert most_at_the_worker(1) < 2
+    settled(lambda: most_at_the_worker(256 << 20) == 2)
