@@ -72,12 +72,9 @@ class Load:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        for number in range(FILL_EVENTS):
-            publisher.publish(make_event(number % 500))
-            if number % 100 == 0:
-                time.sleep(100 / FILL_RATE)
         self._ended = threading.Event()
-        self.published = FILL_EVENTS
+        self.published = 0
+        self._publish_at(FILL_RATE, FILL_EVENTS)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -86,11 +83,17 @@ class Load:
         self._thread.join()
 
     def _run(self) -> None:
+        self._publish_at(RATE, sys.maxsize)
+
+    def _publish_at(self, rate: float, count: int) -> None:
+        """So many events, so many a second, or until the end."""
         start = time.monotonic()
-        while not self._ended.is_set():
+        for number in range(count):
+            if self._ended.is_set():
+                break
             self._publisher.publish(make_event(self.published % 500))
             self.published += 1
-            ahead = (self.published - FILL_EVENTS) / RATE - (time.monotonic() - start)
+            ahead = number / rate - (time.monotonic() - start)
             if ahead > 0.01:
                 self._ended.wait(ahead)
 

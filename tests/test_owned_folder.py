@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_what_a_dead_owner_left_is_swept_and_nothing_else(tmp_path: Path) -> Non
     ours.remove()
     assert not is_owned(ours.path)
     other.remove()
+
+
+def test_what_was_left_half_made_is_swept_once_it_is_old(tmp_path: Path) -> None:
+    for name, age_s in (("x-new-young", 0.0), ("x-new-old", 7200.0), ("y-new-old", 7200.0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, time.time() - age_s))
+    sweep(tmp_path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-new-young", "y-new-old"]
 
 
 def test_a_fork_that_gives_up_the_lock_leaves_it_to_its_parent(tmp_path: Path) -> None:

@@ -6,16 +6,22 @@ Whoever comes next removes what dead owners left.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from zfast.errors import ConfigError
 
 _LOCK_NAME = "owner.lock"
+#: Below this a folder is being made, without a lock yet; nobody else looks at it, but for sweeping
+#: what has been made for so long: its owner died of it.
+_NEW = "new-"
+_NEW_S = 3600.0
 
 
 class OwnedFolder:
@@ -26,8 +32,7 @@ class OwnedFolder:
     """
 
     def __init__(self, parent: Path, name: str) -> None:
-        # Below this name it is being made; nobody else looks at it.
-        new_prefix = f"{name}-new-"
+        new_prefix = f"{name}-{_NEW}"
         try:
             new = Path(tempfile.mkdtemp(prefix=new_prefix, dir=parent))
             self._lock_fd = os.open(new / _LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -81,6 +86,10 @@ def sweep(parent: Path, name: str) -> None:
         # Without its file nobody can say: who cleans temporary files may take it from a living one.
         if (folder / _LOCK_NAME).exists() and not is_owned(folder):
             shutil.rmtree(folder, ignore_errors=True)
+    for folder in filter(_is_ours, parent.glob(f"{name}-{_NEW}*")):
+        with contextlib.suppress(OSError):  # it may have got its name meanwhile
+            if time.time() - folder.stat().st_mtime > _NEW_S:
+                shutil.rmtree(folder)
 
 
 def _is_ours(folder: Path) -> bool:
