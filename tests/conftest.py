@@ -14,7 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The machine may be busy: how long an example takes says nothing.
+hypothesis.settings.register_profile("zfast", deadline=None)
+hypothesis.settings.load_profile("zfast")
 
 # Before anything imports Prefect: no test reads or writes the home of who runs them.
 _home = tempfile.mkdtemp(prefix="zfast-test-home-")

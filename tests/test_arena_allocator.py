@@ -180,7 +180,6 @@ TestArena = Arena.TestCase
 TestArena.settings = settings(
     max_examples=20,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

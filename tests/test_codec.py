@@ -34,9 +34,7 @@ from hypothesis.extra import numpy as hnp
 from zfast.codec import IN_BAND_MAX_NBYTES, Payload, decode, encode
 from zfast.errors import CodecError, WorkerDiedError
 
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def moved(payload: Payload, shift: int = 0) -> Payload:

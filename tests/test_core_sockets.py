@@ -15,7 +15,7 @@ import weakref
 import numpy as np
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zfast import _core
@@ -430,7 +430,6 @@ def test_no_header_frame_writes_where_it_should_not(open_socket):
     pull.bind("inproc://fuzz")
     push.connect("inproc://fuzz")
 
-    @settings(deadline=None)  # the machine may be busy
     @given(chunks)
     def check(chunk):
         entries, offset, stream_id, body_nbytes, tail, frames = chunk

@@ -203,7 +203,7 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestLeases.settings = settings(max_examples=60, stateful_step_count=60)
 
 
 @pytest.mark.parametrize(

@@ -999,7 +999,7 @@ def owners(values: list[Any]) -> set[int]:
 
 
 @given(graphs())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_graph(graph: tuple[list[Any], list[int]]) -> None:
     recipe, aliased = graph
     made = build(recipe)

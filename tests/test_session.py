@@ -40,7 +40,7 @@ sizes = st.lists(st.sampled_from([0, 1, 100, 70_000, 1 << 20, (5 << 20) + 3]), m
     cuts=st.lists(st.integers(0, 12), max_size=6),
     silent=st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_all_arrive_once_and_in_order_however_often_it_is_cut(wire, messages, cuts, silent):
     sender, receiver, arrived = Session(), Session(), []
     for number, nbytes in enumerate(messages):

@@ -89,7 +89,7 @@ def test_content_is_read_without_decompressing(
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(COMPRESS_MIN_NBYTES, 600_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_bytes_come_back(pattern: bytes, nbytes: int) -> None:
     data = memoryview((pattern * (nbytes // len(pattern) + 1))[:nbytes])
     for codec in CODECS:
@@ -118,7 +118,7 @@ def test_a_cut_or_a_second_frame_is_an_error(codec: Codec) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_damage_is_an_error_or_harmless(data: st.DataObject) -> None:
     codec = data.draw(st.sampled_from(CODECS))
     whole = os.urandom(500) * 100

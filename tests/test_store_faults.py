@@ -263,14 +263,14 @@ def test_a_bit_flipped_anywhere_or_a_cut_is_found(tmp_path: Path, compression: s
     path = Path(store.path_of("k"))
     whole = path.read_bytes()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.integers(0, 8 * len(whole) - 1))
     def flip(bit: int) -> None:
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         check(bytes(data))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.integers(0, len(whole) - 1))
     def cut(nbytes: int) -> None:
         check(whole[:nbytes])
@@ -321,7 +321,7 @@ def test_a_key_that_cannot_be_is_refused_by_name(store: FolderStore, key: str, w
         st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1), min_size=1
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_key_stays_below_the_basepath(parts: list[str]) -> None:
     store = FolderStore("/base")
     for key in ("/".join(parts), "../" + "/".join(parts)):
