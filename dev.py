@@ -2,7 +2,7 @@
 
     python3 dev.py demo [ARGS]   build zfast and run its demo on real data
     python3 dev.py test [ARGS]   build zfast and run its tests (ARGS go to pytest)
-    python3 dev.py lint          ruff, cython-lint, mypy, import-linter
+    python3 dev.py lint          ruff, cython-lint, mypy, import-linter, zizmor
     python3 dev.py types         stubs against compiled modules; a user's code under two checkers
     python3 dev.py sanitize      tests of compiled code under ASan, UBSan and TSan
     python3 dev.py audit         the workflow files, and known holes in dependencies
@@ -40,7 +40,7 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests against the installed package; all of them, on all cores, without arguments."""
+    """Run the tests against the installed package; all but the long ones, on all cores, without arguments."""
     return run(PYTHON, "-m", "pytest", *(arguments or ["-n", "auto"]))
 
 

@@ -15,6 +15,7 @@ from bench.limits_table import limits_path, load_limits, markdown_limits, print_
 from bench.rows import load_run
 
 FOLDER = Path(__file__).resolve().parent
+REVISIONS_SUFFIX = ".revisions.json"
 RESULTS = FOLDER / "results"
 BASELINES = FOLDER / "baselines"
 GROUPS = sorted(path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py"))
@@ -85,7 +86,7 @@ def revisions(arguments: argparse.Namespace, console: Console) -> int:
     """Measure two revisions in turns; 1 if the new one is slower."""
     from bench.revisions import compare_revisions
 
-    path: Path = arguments.json or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}.revisions.json"
+    path: Path = arguments.json or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}{REVISIONS_SUFFIX}"
     return compare_revisions(
         arguments.old, arguments.new, arguments.passes, arguments.margin, console, path
     )
@@ -133,7 +134,8 @@ def _report(path: Path, arguments: argparse.Namespace, console: Console) -> None
 
 
 def _newest() -> Path:
-    runs = [path for path in RESULTS.glob("*.json") if not path.name.endswith(LIMITS_SUFFIX)]
+    others = (LIMITS_SUFFIX, REVISIONS_SUFFIX)
+    runs = [path for path in RESULTS.glob("*.json") if not path.name.endswith(others)]
     paths = sorted(runs, key=lambda path: path.stat().st_mtime)
     if not paths:
         raise FileNotFoundError("there is no run yet: python -m bench run")

@@ -8,7 +8,7 @@ SITE = BUILD / "docs"
 
 
 def build(arguments: list[str]) -> int:
-    """Build the site, every warning an error, and run the examples in it.
+    """Build the site, every warning an error.
 
     Args:
         arguments: Further ones for Sphinx.

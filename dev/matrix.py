@@ -59,7 +59,10 @@ def matrix(arguments: list[str]) -> int:
         if version not in pythons
     ]
     for cell in cells:
-        status = 0 if "--list" in flags else _run(cell, "--prefect" in flags)
+        if "--list" in flags:
+            results.append((cell.title, "would be tested"))
+            continue
+        status = _run(cell, "--prefect" in flags)
         results.append((cell.title, f"failed ({status})" if status else "ok"))
     for title, verdict in results:
         print(f"{title:<40} {verdict}")

@@ -215,7 +215,7 @@ def trust(
         _print_json({"fingerprint": public.fingerprint, "file": str(path)})
     else:
         print(f"trusted in {environment}: {public.fingerprint}")
-        print("compare it with 'zfast keys show server' on the server")
+        print(f"compare it with 'zfast keys show server -e {environment}' on the server")
 
 
 @app.command

@@ -27,7 +27,7 @@ app = App(name="store")
 app.command(
     "zfast.cli.store_transfer:import_",
     name="import",
-    help="Move in results that Prefect's own storage wrote to a folder.",
+    help="Copy in results that Prefect's own storage wrote to a folder.",
 )
 app.command(
     "zfast.cli.store_transfer:export",
