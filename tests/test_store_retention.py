@@ -215,8 +215,40 @@ def test_a_full_disk_keeps_more_held_rather_than_less(
         store.leases.end_scope("run")
     folder = Path(store.basepath, ".zfast", "leases")
     (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
-    assert set(lease.read_bytes().split(b"\0")[:-1]) == {b"run's", b"k"}
+    assert set(lease.read_bytes().split(b"\0")[:-1]) - {b""} == {b"run's", b"k"}
     store.leases.let_go()
+
+
+def test_what_a_full_disk_kept_from_being_noted_is_noted_later(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in ("a", "bbbb", "c"):
+        put(store, key)
+    write = os.write
+
+    def fill(fd: int, data: bytes) -> int:
+        if len(data) <= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[:3])
+
+    store.get("a").verify()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "zfast.store"):
+        patch.setattr(os, "write", fill)
+        store.get("bbbb").verify()
+    assert "No space left" in caplog.text
+    store.get("c").verify()
+    # Other processes know by the file alone.
+    folder = Path(store.basepath, ".zfast", "leases")
+    (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
+    assert {b"a", b"bbbb", b"c"} <= set(lease.read_bytes().split(b"\0")[:-1])
+    store.leases.let_go()
+
+
+def test_looking_at_objects_is_no_use_of_them(store: FolderStore) -> None:
+    put(store, "cold", age_s=9 * DAY_S)
+    before = os.stat(store.path_of("cold")).st_atime
+    collect(store, budget_nbytes=1 << 30)
+    assert os.stat(store.path_of("cold")).st_atime == before
 
 
 def test_a_forked_child_that_lets_go_lets_go_of_its_own_alone(store: FolderStore) -> None:

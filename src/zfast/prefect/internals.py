@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 from uuid import UUID
@@ -20,6 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 
 if TYPE_CHECKING:
+    from queue import Queue
     from types import FrameType
 
     from prefect.blocks.core import Block
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from prefect.serializers import Serializer
 
 KNOWN_VERSION = "3.8."
+#: A service that has given up wakes nobody who waits for it.
+LOOK_AGAIN_S = 0.1
 
 _RECORDS = "prefect._internal.result_records"
 _EMIT = "emit_task_run_state_change_event"
@@ -201,6 +205,26 @@ def tap_states(
 def events_are_forwarded() -> bool:
     """Whether this is a process pool's child, whose parent sees the events of its runs."""
     return EventsWorker._client_override is not None
+
+
+def wait_for_events_sent(timeout_s: float) -> bool:
+    """Wait until every event emitted so far was sent to the API; False if that takes too long.
+
+    Prefect's own way waits for ever for a service that could not connect and has given up.
+    """
+    if not is_known():
+        EventsWorker.instance().wait_until_empty()
+        return True
+    service: Any = EventsWorker.instance()
+    events: Queue[Any] = service._queue
+    deadline = time.monotonic() + timeout_s
+    with events.all_tasks_done:
+        while events.unfinished_tasks:
+            left_s = deadline - time.monotonic()
+            if service._stopped or left_s <= 0:
+                return False
+            events.all_tasks_done.wait(min(left_s, LOOK_AGAIN_S))
+    return True
 
 
 def _tap_task_engine(emit: Callable[..., Any], tell: Callable[[TaskRun, State[Any]], None]) -> None:

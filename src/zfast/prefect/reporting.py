@@ -6,6 +6,7 @@ through the driver, so that the last words before a death arrive.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextvars
 import logging
 import threading
@@ -18,12 +19,13 @@ import msgspec
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
 from prefect.states import AwaitingRetry
 from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
+
+from zfast.prefect import internals
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -35,6 +37,10 @@ LOG = "log"
 FIND_TASK_RUN_S = 3.0
 #: A task run that begins again waits so long for what the API knows of it.
 RESUME_S = 0.3
+#: A worker waits so long at most for its events to be sent: before it tells how a task run ended.
+FLUSH_S = 10.0
+#: So many task runs are reported on at one time.
+MAX_REPORTS = 8
 #: Leaving the runner waits so long for reports under way.
 CLOSE_S = 10.0
 
@@ -45,8 +51,12 @@ def forward_logs(notify: Callable[[str, bytes], None]) -> None:
 
 
 def flush_events() -> None:
-    """In a worker: wait until every event emitted so far was sent to the API."""
-    EventsWorker.instance().wait_until_empty()
+    """In a worker: wait until every event emitted so far was sent to the API.
+
+    Not for ever: where Prefect cannot send them, it has said so in the log.
+    """
+    if not internals.wait_for_events_sent(FLUSH_S):
+        logger.debug("not all events were sent to the API")
 
 
 def find_begun_run(task_run_id: UUID, n_begun: int) -> TaskRun | None:
@@ -81,7 +91,9 @@ class Reporter:
 
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
-        self._reports: list[threading.Thread] = []
+        self._pool = concurrent.futures.ThreadPoolExecutor(MAX_REPORTS, "zfast-report")
+        self._lock = threading.Lock()
+        self._reports: set[concurrent.futures.Future[None]] = set()
 
     def forward(self, _: bytes, topic: str, data: memoryview) -> None:
         """Forward a worker's note."""
@@ -103,24 +115,27 @@ class Reporter:
         self._report(_report_replay, task_run_id, state)
 
     def _report(self, report: Callable[..., None], task_run_id: UUID, *arguments: object) -> None:
-        thread = threading.Thread(
-            target=contextvars.Context.run,
-            args=(self._context.copy(), report, task_run_id, *arguments),
-            name="zfast-report",
-            daemon=True,
-        )
-        self._reports = [thread for thread in self._reports if thread.is_alive()] + [thread]
         try:
-            thread.start()
-        except RuntimeError:  # the interpreter is on its way out
+            future = self._pool.submit(self._context.copy().run, report, task_run_id, *arguments)
+        except RuntimeError:  # closed, or the interpreter is on its way out
             logger.debug("no report on task run %s", task_run_id, exc_info=True)
-            self._reports.remove(thread)
+            return
+        with self._lock:
+            self._reports.add(future)
+        future.add_done_callback(self._forget)
+
+    def _forget(self, future: concurrent.futures.Future[None]) -> None:
+        with self._lock:
+            self._reports.discard(future)
 
     def close(self) -> None:
         """Wait for reports under way."""
-        deadline = time.monotonic() + CLOSE_S
-        for report in self._reports:
-            report.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            reports = list(self._reports)
+        _, late = concurrent.futures.wait(reports, CLOSE_S)
+        if late:
+            logger.warning("the API was not told of the end of %d task runs in time", len(late))
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _send_log(data: memoryview) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from zfast.errors import ProtocolError, WorkerDiedError, WorkerError
+from zfast.errors import ProtocolError, WorkerDiedError, WorkerError, ZfastError
 from zfast.runner.attempts import Assignment, AttemptTable
 from zfast.runner.job import Blob, Job, Outcome
 from zfast.runner.lease_desk import LeaseDesk
@@ -219,8 +219,12 @@ class Dispatcher:
             job.settle(WorkerDiedError(message, hint=hint))
 
     def _give(self, worker: WorkerHandle, job: Job, now: float) -> None:
+        try:
+            counts, shared, buffers = join_parcels(job.parcels, sharing=worker.is_local)
+        except (ZfastError, OSError) as error:  # such as too many open files
+            job.settle(WorkerError(f"what the task is given cannot be read: {error}"))
+            return
         self._send_blobs(worker, [job.code, job.context])
-        counts, shared, buffers = join_parcels(job.parcels, sharing=worker.is_local)
         assignment = self._attempts.assign(
             job, worker.routing_id, nbytes=sum(map(len, buffers)), now=now
         )

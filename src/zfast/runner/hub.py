@@ -34,6 +34,9 @@ from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.runner")
 
+#: More milliseconds than that of a day may be too many for a poller.
+MAX_WAIT_S = 86_400.0
+
 
 class Hub:
     """Runs jobs on warm worker processes.
@@ -247,7 +250,7 @@ class Hub:
             return 0
         if until == float("inf"):
             return None
-        return int(max(0.0, until - time.monotonic()) * 1000) + 1
+        return int(min(max(0.0, until - time.monotonic()), MAX_WAIT_S) * 1000) + 1
 
     def _submit(self, job: Job) -> None:
         if self._closing:

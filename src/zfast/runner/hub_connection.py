@@ -112,6 +112,14 @@ class HubConnection:
             pass  # the pipe is full: the thread is awake anyway
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:
+            # Without this thread the worker would look hung for a whole lease.
+            logger.critical("the worker ends: its connection to the hub failed", exc_info=True)
+            os._exit(1)
+
+    def _serve(self) -> None:
         socket = process_context().socket(zmq.DEALER)
         socket.routing_id = self._routing_id
         socket.set_hwm(0)

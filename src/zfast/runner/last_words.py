@@ -58,12 +58,13 @@ class StandardErrors:
         """Pass on what comes from ``fd``, the reading end of a pipe, and close it at its end."""
         words = LastWords()
         with self._lock:
-            self._sources[fd] = words
             if self._wake_sender < 0:
                 self._wake_receiver, self._wake_sender = os.pipe()
                 os.set_blocking(self._wake_sender, False)
+                self._sources[fd] = words
                 threading.Thread(target=self._run, name="zfast-stderr", daemon=True).start()
             else:
+                self._sources[fd] = words
                 self._wake()
         return words
 

@@ -97,10 +97,15 @@ class LeaseDesk:
     def take_segment(self, pid: int, segment_id: bytes, fd: int, nbytes: int) -> None:
         """Take in a worker's segment; ``fd`` is the desk's from now on.
 
+        A worker that did not hear the answer in time offers it again.
+
         Raises:
             ProtocolError: It is not a worker's, or not a segment.
         """
         try:
+            if self._owners.get(segment_id) == self._worker(pid):
+                os.close(fd)
+                return
             if os.fstat(fd).st_size < nbytes:
                 raise ProtocolError(f"a segment of {nbytes} bytes whose file is shorter")
             self._table.add_segment(self._worker(pid), segment_id, nbytes)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from zfast.errors import ConfigError
 
+#: A lease without an end would never be given up.
+MAX_LEASE_S = 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -47,8 +50,8 @@ class Policy:
     def __post_init__(self) -> None:
         for name, least in _WHOLE_NUMBERS.items():
             check_whole_number(name, getattr(self, name), least, optional=name in _OPTIONAL)
-        for name in ("idle_timeout_s", "lease_s"):
-            check_seconds(name, getattr(self, name))
+        check_seconds("idle_timeout_s", self.idle_timeout_s)
+        check_seconds("lease_s", self.lease_s, most=MAX_LEASE_S)
         if self.min_workers > self.max_workers:
             raise ConfigError(
                 f"min_workers is {self.min_workers}, more than max_workers, {self.max_workers}",
@@ -80,12 +83,13 @@ def check_whole_number(name: str, value: object, least: int, *, optional: bool =
         raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object, *, most: float = math.inf) -> None:
     """Check a setting.
 
     Raises:
-        ConfigError: It is not a positive number of seconds.
+        ConfigError: It is not a positive number of seconds, or above ``most``.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or math.isnan(value) or value <= 0:  # type: ignore[arg-type,operator]
-        raise ConfigError(f"{name} must be a positive number of seconds, not {value!r}")
+    if not number or not 0 < value <= most:  # type: ignore[operator]
+        at_most = "" if math.isinf(most) else f", at most {most:g}"
+        raise ConfigError(f"{name} must be a positive number of seconds{at_most}, not {value!r}")

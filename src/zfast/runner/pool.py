@@ -152,7 +152,8 @@ class WorkerPool:
                 worker.kill(
                     f"it {what} for {self._policy.lease_s:g} s, its lease, and so was killed"
                 )
-            elif limit is not None and worker.vitals.private_nbytes > limit:
+            # Not before its first job: its successor would be no smaller.
+            elif limit is not None and worker.begun and worker.vitals.private_nbytes > limit:
                 worker.leaving = True
 
     def bury(self) -> list[WorkerProcess]:

@@ -78,6 +78,9 @@ class Staffing:
         """Start as many workers as the jobs need; when closing, only for jobs without any."""
         n_jobs = self._dispatcher.n_jobs
         if self.broken:
+            # What a dying worker had, or gave back, since.
+            if not any(worker.available for worker in self.workers):
+                self._dispatcher.fail_queued(self.broken)
             return
         if closing and (not n_jobs or any(worker.available for worker in self.workers)):
             return

@@ -62,5 +62,5 @@ def _state(worker: WorkerProcess, dispatcher: Dispatcher) -> str:
 def _memory(pid: int) -> int:
     try:
         return private_nbytes(psutil.Process(pid).memory_info())
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0

@@ -39,7 +39,7 @@ class Vitals:
         self._process: psutil.Process | None
         try:
             self._process = psutil.Process(pid)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             self._process = None
         self._read_beats = read_beats
         self._last_sign: tuple[int, float] = (-1, -1.0)
@@ -56,7 +56,8 @@ class Vitals:
                 status = self._process.status()
                 times = self._process.cpu_times()
                 memory = self._process.memory_info()
-        except psutil.Error:  # dead: its pidfd says so
+        # Dead: its pidfd says so. Or this process has too many open files for the moment.
+        except (psutil.Error, OSError):
             return
         self.private_nbytes = private_nbytes(memory)
         self.is_stopped = status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)

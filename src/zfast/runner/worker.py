@@ -138,6 +138,11 @@ def share_arrays() -> None:
         logger.warning("results are copied, not shared: %s", error)
 
 
+def _sendable(text: str) -> str:
+    """Text that can be encoded: a name of a file may hold what cannot."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int:
     """Run a job and send its result; the bytes of it that are shared."""
     try:
@@ -146,9 +151,8 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int
     except BaseException as error:
         # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
         message = error.message if isinstance(error, WorkerError) else str(error)
-        connection.post(
-            Failed(order.attempt, type(error).__name__, message, "".join(traceback.format_exc()))
-        )
+        told = map(_sendable, (type(error).__name__, message, traceback.format_exc()))
+        connection.post(Failed(order.attempt, *told))
         return 0
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
         # The next job may change what this one returned: the buffers must be out by then.

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,12 @@ class WorkerProcess(WorkerHandle):
         code = _BOOTSTRAP.format(
             sys_path=list(config.sys_path), argv=list(config.argv), config=json.dumps(worker)
         )
+        code_fd = _file_of(code, Path(config.runtime_folder))
+        run = f"import os; exec(os.fdopen({code_fd}, encoding='utf-8').read())"
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         try:
             process = subprocess.Popen(
-                [sys.executable, *warning_options, "-c", code],
+                [sys.executable, *warning_options, "-c", run],
                 env={
                     **_terminal_environment(),
                     **without_secrets(os.environ),
@@ -135,7 +138,7 @@ class WorkerProcess(WorkerHandle):
                 },
                 stdin=subprocess.DEVNULL,
                 stderr=worker_errors,
-                pass_fds=[worker_end, slate_fd],
+                pass_fds=[worker_end, slate_fd, code_fd],
                 # Ctrl-C is the driver's to handle: it ends its workers in order.
                 start_new_session=True,
             )
@@ -148,16 +151,26 @@ class WorkerProcess(WorkerHandle):
             os.close(worker_end)
             os.close(worker_errors)
             os.close(slate_fd)
+            os.close(code_fd)
+        try:
+            words = errors.take_in(errors_end)
+        except BaseException:
+            process.kill()
+            process.wait()
+            os.close(lifeline)
+            os.close(errors_end)
+            slate.close()
+            raise
         return cls(
             routing_id,
             now,
             transmit,
             process,
-            os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None,
+            _open_pidfd(process.pid),
             lifeline,
             slate,
             Vitals(process.pid, lambda: slate.beats),
-            errors.take_in(errors_end),
+            words,
             oom_kills_before=n_oom_kills(),
         )
 
@@ -231,6 +244,25 @@ class WorkerProcess(WorkerHandle):
         """Give back the lifeline and the slate."""
         os.close(self.lifeline)
         self.slate.close()
+
+
+def _file_of(code: str, folder: Path) -> int:
+    """A descriptor of a file with some code, which vanishes with it.
+
+    On the command line it would have 128 KiB at most, and a driver's arguments may be more.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(code.encode())
+        file.seek(0)
+        return os.dup(file.fileno())
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """None where the kernel has none, or a filter of system calls refuses it."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _describe(returncode: int | None) -> str:

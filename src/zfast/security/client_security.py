@@ -259,8 +259,8 @@ def _not_trusted(endpoint: str, security: ClientSecurity) -> HandshakeError:
     trusted = ", ".join(key.fingerprint for key in security.servers)
     return HandshakeError(
         f"{endpoint} is not the server we trust: no handshake ends with key {trusted}",
-        hint="compare with 'zfast keys show server -e ENVIRONMENT' on the server; after a rotation, trust the new "
-        "key too",
+        hint="compare with 'zfast keys show server -e ENVIRONMENT' on the server; after a "
+        "rotation, trust the new key too",
     )
 
 

@@ -191,9 +191,12 @@ class SegmentClient:
     def close(self) -> None:
         """Hang up."""
         with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _ask(
         self, kind: Kind, segment_id: bytes, nbytes: int, fds: list[int]
@@ -213,11 +216,15 @@ class SegmentClient:
                     received += data
                     answered += new_fds
             except OSError as error:
+                # An answer that comes after all must not be taken for that to another request.
+                self._hang_up()
+                _close_all(answered)
                 raise TransportError(
                     f"the hub does not answer at {self._path}: {error}", errno=error.errno
                 ) from error
-        _, answer, _, nbytes = _RECORD.unpack(received)
-        if answer != Kind.YES or len(answered) != (kind == Kind.WANT):
+        _, answer, answered_id, nbytes = _RECORD.unpack(received)
+        if answer != Kind.YES or answered_id != segment_id or len(answered) != (kind == Kind.WANT):
+            _close_all(answered)
             raise TransportError(
                 f"the hub refuses segment {segment_id[:3].hex()}… to this process",
                 hint="its log says why",
@@ -230,6 +237,11 @@ class SegmentClient:
             self._socket.settimeout(ANSWER_TIMEOUT_S)
             self._socket.connect(self._path)
         return self._socket
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _peer_pid(connection: socket.socket) -> int:

@@ -21,7 +21,8 @@ class Segment(ABC):
 
     def __init__(self) -> None:
         self._address: int | None = None
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        #: By identity. Not a WeakSet: another thread may add to it while ``find`` goes through.
+        self._leases: dict[int, weakref.ref[Lease]] = {}
 
     def view(self, lease: Lease) -> memoryview:
         """Read-only bytes of a publication; they keep the lease and the mapping alive.
@@ -32,15 +33,22 @@ class Segment(ABC):
         descriptor = lease.descriptor
         view = self._view(descriptor.offset, descriptor.nbytes, lease)
         self._address = view.address - descriptor.offset
-        self._leases.add(lease)
+        self._note(lease)
         return memoryview(view)
+
+    def _note(self, lease: Lease) -> None:
+        number, leases = id(lease), self._leases
+        leases[number] = weakref.ref(lease, lambda ended: _forget(leases, number, ended))
 
     def find(self, address: int, nbytes: int) -> Descriptor | None:
         """Describe a range of memory that a lease covers which is read here, else None."""
         if self._address is None or address < self._address:
             return None
         offset = address - self._address
-        for lease in list(self._leases):
+        for reference in list(self._leases.values()):  # one step, whatever other threads do
+            lease = reference()
+            if lease is None:
+                continue
             known = lease.descriptor
             part = Descriptor(known.segment_id, known.generation, offset, nbytes)
             if part.within(known):
@@ -49,6 +57,11 @@ class Segment(ABC):
 
     @abstractmethod
     def _view(self, offset: int, nbytes: int, owner: object) -> arena.SharedView: ...
+
+
+def _forget(leases: dict[int, weakref.ref[Lease]], number: int, ended: weakref.ref[Lease]) -> None:
+    if leases.get(number) is ended:  # else a newer lease has that number
+        leases.pop(number, None)
 
 
 class Lease:

@@ -75,8 +75,11 @@ def read_file(path: str) -> memoryview:
         os.close(fd)
 
 
-def open_file(path: str) -> tuple[int, os.stat_result]:
+def open_file(path: str, *, is_use: bool = True) -> tuple[int, os.stat_result]:
     """Open a regular file to read from; its descriptor, which the caller closes, and status.
+
+    Args:
+        is_use: False, and reading leaves the time of the last use as it is, where the system can.
 
     Raises:
         KeyNotFoundError: There is no such file.
@@ -85,11 +88,16 @@ def open_file(path: str) -> tuple[int, os.stat_result]:
     """
     # Not blocking: a named pipe has no end to wait for.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    no_use = 0 if is_use else getattr(os, "O_NOATIME", 0)
     try:
         for attempt in range(STALE_RETRIES):
             try:
-                fd = os.open(path, flags)
+                fd = os.open(path, flags | no_use)
                 break
+            except PermissionError:
+                if not no_use:
+                    raise
+                no_use = 0  # somebody else's file
             except OSError as error:
                 if error.errno != errno.ESTALE or attempt == STALE_RETRIES - 1:
                     raise

@@ -132,7 +132,7 @@ def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Damage | None]]:
 
 @contextmanager
 def _reading(path: str) -> Iterator[tuple[int, int]]:
-    fd, status = open_file(path)
+    fd, status = open_file(path, is_use=False)
     try:
         yield fd, status.st_size
     except OSError as error:

@@ -14,6 +14,7 @@ forked meanwhile has it open.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from contextvars import ContextVar
 
 from zfast.errors import StoreError
 from zfast.store.files import create_locked, remove_unlocked
+
+logger = logging.getLogger("zfast.store")
 
 LEASES_FOLDER = "leases"
 GATE = "gate"
@@ -48,20 +51,28 @@ class Leases:
         self._path = ""
         self._gate_fd = -1
         self._lock = threading.Lock()
+        self._has_warned = False
 
     def hold(self, key: str) -> None:
         """Hold an object in the present `scope`, whether it is there yet or not.
 
         Where this process may not write, or the file system has no locks, it holds nothing; then
-        the collector cannot work there either, or is run by somebody who knows.
+        the collector cannot work there either, or is run by somebody who knows. On a full disk
+        what was held before stays held, and a warning says that other processes may remove what
+        came since; it is noted as soon as there is space.
         """
         with self._lock, suppress(OSError):
             if not self._is_open():
                 self._close()
                 self._open()
-            if key not in self._noted:
-                self._note([key])
             self._held[scope.get()].add(key)
+            if key not in self._noted:
+                try:
+                    # With it what could not be noted before.
+                    self._note(set().union(*self._held.values()) - self._noted)
+                except OSError as error:
+                    self._warn(error)
+                    raise
         self._end_scopes()
 
     def let_go(self) -> None:
@@ -152,8 +163,10 @@ class Leases:
             if remove_unlocked(path):
                 continue
             with suppress(OSError), open(path, "rb") as file:
-                # A last one without its NUL was cut off by the death of its writer.
+                # A last one without its NUL was cut off by the death of its writer; a full disk
+                # may have cut others, which are nobody's.
                 keys.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
+        keys.discard("")
         return keys
 
     def _paths(self) -> list[str]:
@@ -180,7 +193,8 @@ class Leases:
             self._fd, self._path = create_locked(self._folder)
 
     def _note(self, keys: Iterable[str]) -> None:
-        note = b"".join(os.fsencode(key) + b"\0" for key in keys)
+        # The first NUL ends what a full disk has cut off.
+        note = b"\0" + b"".join(os.fsencode(key) + b"\0" for key in keys)
         passed = self._pass_gate(fcntl.LOCK_SH, GATE_WAIT_S)
         try:
             while note:
@@ -190,6 +204,16 @@ class Leases:
             if passed:
                 fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
         self._noted.update(keys)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "cannot note in %s what this process uses (%s): another process that removes "
+                "results may remove it",
+                self._folder,
+                error.strerror,
+            )
 
     def _close(self) -> None:
         self._held.clear()
