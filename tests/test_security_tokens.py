@@ -14,12 +14,17 @@ import jwt
 import pytest
 import zmq
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from zmq.utils.monitor import recv_monitor_message
 
 from oidc_issuer import RULES, policy_for, providing
 from security_peers import Peer, Records, Service, serving
+from zfast.context import process_context
 from zfast.errors import AccessDeniedError, TokenError
+from zfast.events.relay import Relay
+from zfast.events.relay_link import relay_endpoints
 from zfast.security import issuer as issuer_module
 from zfast.security.access import Access
+from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
 from zfast.security.policy import Policy
@@ -296,6 +301,38 @@ def test_a_guest_does_not_multiply_nor_stay_by_coming_again(issuer):
                 assert answer == [b"yes", b"Developer"]
                 with connect(service) as third:
                     assert third.ask(b"put") is not None
+
+
+def test_a_clock_that_is_set_forward_ends_a_token_also_for_who_only_listens(issuer, monkeypatch):
+    guard = security_for(policy_for(issuer.url))
+    relay = Relay("tcp://127.0.0.1:*", security=guard)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    _, events_url, _ = relay_endpoints(relay.endpoint)
+    token = issuer.sign(lasts_s=60)
+    client = ClientSecurity(PEER, [SERVER.public], token=lambda: token)
+    bearer, subscriber = (process_context().socket(kind) for kind in (zmq.DEALER, zmq.SUB))
+    news = subscriber.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+    try:
+        client.guard(bearer, relay.endpoint)
+        assert client.may_connect(relay.endpoint, 20)
+        client.guard(subscriber, events_url, brings_token=False)
+        subscriber.subscribe(b"prod/")
+        subscriber.connect(events_url)
+        assert news.poll(20_000)
+        assert recv_monitor_message(news)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        assert not news.poll(1500)  # looked at meanwhile, and left alone
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3600)
+        assert news.poll(10_000)
+        assert recv_monitor_message(news)["event"] == zmq.EVENT_DISCONNECTED
+    finally:
+        subscriber.disable_monitor()
+        for opened in (news, subscriber, bearer):
+            opened.close(0)
+        relay.stop()
+        thread.join()
+        guard.close()
 
 
 @pytest.mark.parametrize("part", ["header", "payload"])

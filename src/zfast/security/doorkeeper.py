@@ -40,6 +40,9 @@ _EVENTS = (
 #: Refusals that may be another one's in a moment.
 _FULL, _BESIDE = "too many guests", "no token yet"
 _FOR_NOW = (_FULL, _BESIDE)
+#: How often a token's end is looked for: a wall clock that is set, or a machine that slept, tells
+#: nobody, and a subscriber says nothing that could be judged.
+_LOOK_AT_TOKEN_S = 1.0
 _numbers = itertools.count(1)
 
 
@@ -208,12 +211,16 @@ class Doorkeeper:
         self.next_review_s = min(next_s, self._look_at_keys(), self._heap.due_s)
 
     def _may_stay_until(self, key: str) -> float:
+        """On the monotonic clock; when to look again, if that is sooner."""
+        # Before the identities: one that ends in between must not leave the other for ever.
+        grant = self._access.grant_of(key)
         identities = self._access.identities(key)
         if any(identity.role.verbs & self._verbs for identity in identities):
             self._guests.pop(key, None)
-            grant = self._access.grant_of(key)
-            # One of two identities may end before the other: look then.
-            return grant.until_monotonic_s if grant is not None else float("inf")
+            if grant is None:
+                return float("inf")
+            # Not later than it ends, also where another identity stays.
+            return min(grant.until_monotonic_s, time.monotonic() + _LOOK_AT_TOKEN_S)
         if self._access.is_revoked(key):
             return 0.0
         return self._guests.get(key, 0.0)
