@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -334,6 +335,45 @@ def test_a_revocation_counts_though_another_file_is_broken(tmp_path, monkeypatch
             assert peer.wait_for(zmq.EVENT_DISCONNECTED)
             assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         records.wait_for("reload failed", "not readable")
+
+
+@pytest.mark.parametrize("when", ["before it guards", "while it is closed"])
+def test_a_key_revoked_while_nobody_looked_does_not_come_in(when, tmp_path):
+    folder = KeyFolder(tmp_path / "keys")
+    folder.new("prod", "server")
+    pair = folder.new("prod", "client").pair
+    folder.authorize(pair.public, "client", Role.WORKER, "prod")
+    guard = ServerSecurity.load("prod", folder=folder.path)
+    if when == "while it is closed":
+        with serving(guard) as service, Peer(service.endpoint, pair, guard.public_keys[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"client"]
+    folder.revoke(pair.public, "client")
+    with Records() as records, serving(guard) as service:
+        guard.reload()
+        assert not service.door.may(pair.public.z85, Verb.CLAIM)
+        with Peer(service.endpoint, pair, guard.public_keys[0]) as peer:
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        records.wait_for("key revoked")
+
+
+def test_a_revocation_that_could_not_be_read_once_counts_soon_afterwards():
+    source = ChangingSource([(SERVER, FOREVER)])
+    with Records() as records, serving(ServerSecurity("default", source)) as service:
+        with Peer(service.endpoint, WORKER, SERVER.public) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"worker"]
+            load, failures = source.load, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+            def load_later() -> ServerState:
+                if failures:
+                    raise ConfigError("cannot read it") from failures.pop()
+                return load()
+
+            source.load, source.load_revoked = load_later, frozenset
+            source.change(revoked=frozenset({WORKER.public.z85}))
+            records.wait_for("key revoked")
+            assert peer.wait_for(zmq.EVENT_DISCONNECTED)
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        assert sum(text.startswith("reload failed") for text in records.texts) == 1
 
 
 def test_a_revoked_subscriber_is_cut_too():

@@ -47,6 +47,8 @@ class ServerSecurity:
         self.environment = environment
         self.limits = limits or Limits()
         self._pid = os.getpid()
+        # Taken before the state is loaded: what changes from now on is a change to the reloader.
+        self._signature = source.signature()
         state = source.load()
         if not state.pairs:
             raise ConfigError(
@@ -147,7 +149,7 @@ class ServerSecurity:
             raise ConfigError("this security belongs to the parent process", hint="load it anew")
         with self._lock:
             if self._reloader is None and not isinstance(self._source, FixedSource):
-                self._reloader = Reloader(self._source, self._take, self._revoke)
+                self._reloader = Reloader(self._source, self._signature, self._take, self._revoke)
             if takes_tokens and self.access.policy.issuers:
                 self._token_desk()  # or say now what is missing
         return Door(
@@ -182,6 +184,7 @@ class ServerSecurity:
             tokens, self._tokens = self._tokens, None
         if reloader is not None:
             reloader.stop()
+            self._signature = reloader.signature
         if tokens is not None:
             tokens.close()
 
