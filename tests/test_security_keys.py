@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from security_peers import Peer, serving
+from security_peers import Peer, Records, serving
 from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
@@ -152,6 +155,109 @@ def test_what_is_open_to_others_is_refused_with_the_command_that_mends_it(folder
     with pytest.raises(ConfigError, match=f"{mode:04o}") as caught:
         ServerSecurity.load("prod")
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("what", [".", "authorized", "revoked", "prod", "prod/trusted"])
+@pytest.mark.parametrize("wrong", ["mode", "owner"])
+def test_a_folder_of_public_keys_that_others_can_write_to_is_refused(
+    folder, tmp_path, monkeypatch, what, wrong
+):
+    """Also where the secret keys come from elsewhere."""
+    server, client = folder.new("prod", "server"), folder.new("prod", "client")
+    folder.authorize(client.pair.public, "client", Role.WORKER, "prod")
+    folder.revoke(KeyPair.generate("gone").public, "gone")
+    folder.trust("prod", server.pair.public, "server")
+    for own in (server, client):
+        path = tmp_path / own.name
+        path.touch(mode=0o600)
+        path.write_bytes(own.pair.secret.reveal())
+        monkeypatch.setenv(f"ZFAST_{own.name.upper()}_SECRET_KEY_FILE", str(path))
+    for name in (".", "authorized", "revoked", "prod", "prod/trusted"):
+        (folder.path / name).chmod(0o755)  # as configuration management makes them
+    ServerSecurity.load("prod")
+    assert ClientSecurity.load("prod").servers[0].z85 == server.pair.public.z85
+    if wrong == "mode":
+        (folder.path / what).chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(folder.path / what, 65534, 65534)
+    else:
+        pytest.skip("only root can be another user")
+    load = ClientSecurity.load if what.startswith("prod") else ServerSecurity.load
+    with pytest.raises(ConfigError, match=r"write to it: mode 0777|to user 65534"):
+        load("prod")
+
+
+@contextlib.contextmanager
+def not_as_root(owned: Path) -> Iterator[None]:
+    """For a while as a user who is refused something, to whom a folder belongs."""
+    if os.geteuid() != 0:
+        yield
+        return
+    "".encode("idna")  # imports what binding needs, from where that user may not look
+    for path in (owned, *owned.rglob("*")):
+        os.chown(path, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
+    with contextlib.ExitStack() as stack:
+        # Not in tmp_path: the folders above that are for one user alone.
+        made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zfast-")))
+        folder = KeyFolder(made / "keys")
+        folder.new("prod", "server")
+        good, gone = folder.new("prod", "client").pair, folder.new("prod", "gone").pair
+        folder.authorize(good.public, "client", Role.WORKER, "prod")
+        folder.authorize(gone.public, "gone", Role.WORKER, "prod")
+        folder.revoke(gone.public, "gone")
+        (folder.path / "authorized" / "gone.pub").write_text(f'public = "{gone.public.z85}"\n')
+        ServerSecurity.load("prod", folder=folder.path)  # and imports what that needs
+        stack.enter_context(not_as_root(made))
+        security = ServerSecurity.load("prod", folder=folder.path)
+        records = stack.enter_context(Records())
+        service = stack.enter_context(serving(security))
+        revoked = folder.path / "revoked"
+        stack.callback(revoked.chmod, 0o700)
+        revoked.chmod(0)
+        told = records.wait_for("reload failed", "not readable")
+        assert f"{revoked} cannot be read: Permission denied" in str(told["detail"])
+        with pytest.raises(ConfigError, match="cannot be read") as refusal:
+            ServerSecurity.load("prod", folder=folder.path)
+        assert f"belong to user {os.geteuid()} and have mode 0700" in str(refusal.value)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="cannot be read"):
+                security.reload()
+        with Peer(service.endpoint, gone, security.public_keys[0]) as peer:
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        with Peer(service.endpoint, good, security.public_keys[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"client"]
+        assert sum(text.startswith("reload failed") for text in records.texts) == 1
+
+
+@pytest.mark.parametrize("name", ["revoked", "authorized"])
+def test_a_folder_that_is_a_link_to_nowhere_is_not_an_empty_one(folder, name):
+    folder.new("prod", "server")
+    (folder.path / name).symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=f"{name} cannot be read"):
+        ServerSecurity.load("prod")
+
+
+def test_a_link_to_nowhere_hides_no_change_beside_it(folder):
+    folder.new("prod", "server")
+    pair = folder.new("prod", "client").pair
+    folder.authorize(pair.public, "client", Role.WORKER, "prod")
+    # An editor makes one beside a file that is not saved; many, wherever the system lists them.
+    for number in range(30):
+        (folder.path / f".#{number}policy.toml").symlink_to("somebody@host.1234")
+    security = ServerSecurity.load("prod")
+    with serving(security) as service:
+        with Peer(service.endpoint, pair, security.public_keys[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"client"]
+            folder.revoke(pair.public, "client")
+            assert peer.wait_for(zmq.EVENT_DISCONNECTED)
 
 
 def test_a_key_that_is_missing_says_how_to_make_it(folder):

@@ -12,12 +12,12 @@ from zfast.diagnosis.finding import Finding, Level
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES, taken_secret
-from zfast.security.key_files import OwnKey, read_pair
+from zfast.security.key_files import OwnKey, read_pair, read_public_keys
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import KeyFacts, Policy, read_policy
 from zfast.security.private_files import check_private_folder
 from zfast.security.settings import SecuritySettings
-from zfast.security.sources import load_client_pair, mounted_keys
+from zfast.security.sources import load_client_pair
 
 _CHECK = "keys"
 _T = TypeVar("_T")
@@ -65,7 +65,7 @@ def _look_at_mounted(settings: SecuritySettings) -> Iterator[Finding]:
         as_client = settings.model_copy(update={"client_secret_key_file": server})
         yield from _try(partial(load_client_pair, as_client, "server"))[1]
     if folder is not None:
-        yield from _try(partial(mounted_keys, folder))[1]
+        yield from _try(partial(read_public_keys, folder))[1]
     if policy is not None:
         yield from _try(partial(read_policy, policy))[1]
         if not policy.exists():

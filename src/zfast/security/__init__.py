@@ -10,7 +10,7 @@ who holds the key, a policy what that one may do. Everything here fails closed.
     doorkeeper                         who gets in there, who is connected, who has to leave
     gate                               the process's ZAP handler, which asks the doorkeepers
     zap  connections                   the handler's messages; who is connected, and the cut
-    reload                             files that changed take effect without a restart
+    reload  file_signatures            files that changed take effect without a restart
     access                             one environment's table of identities
     tokens  issuer                     bearer tokens, the keys that brought them, their issuers
     token_courier  token_messages      a client's side of that, and what the two say

@@ -11,6 +11,8 @@ import msgspec
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, is_fingerprint
 from zfast.security.private_files import (
+    check_protected_folder,
+    list_folder,
     read_private_file,
     read_protected_file,
     write_private_file,
@@ -73,6 +75,19 @@ def read_public_key(path: Path) -> PublicKey:
         ConfigError: It is none, or others may write to it.
     """
     return _parse_public_key(path, read_protected_file(path))
+
+
+def read_public_keys(folder: Path) -> dict[str, str]:
+    """Names of files by the keys in them: what a file calls itself proves nothing.
+
+    Raises:
+        ConfigError: One is malformed, the folder cannot be read, or others can write there.
+    """
+    check_protected_folder(folder)
+    return {
+        read_public_key(path).z85: path.name.removesuffix(".pub")
+        for path in list_folder(folder, ".pub")
+    }
 
 
 def read_server_keys(path: Path) -> list[PublicKey]:

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import Z85_LENGTH, KeyPair, PublicKey, fingerprint
+from zfast.security.file_signatures import folder_signature
 from zfast.security.key_files import (
     OwnKey,
     check_name,
@@ -30,11 +30,14 @@ from zfast.security.key_files import (
     public_text,
     read_pair,
     read_public_key,
+    read_public_keys,
     write_pair,
 )
 from zfast.security.policy import KeyFacts, Policy, key_rule, parse_policy, read_policy
 from zfast.security.private_files import (
     check_private_folder,
+    has_protected_folder,
+    list_folder,
     make_private_folder,
     read_protected_file,
     write_public_file,
@@ -95,42 +98,32 @@ class KeyFolder:
 
     def authorized(self) -> dict[str, str]:
         """Names of the keys that may come in, by their Z85."""
-        return self._public_keys(self.path / _AUTHORIZED)
+        return self._public_keys(_AUTHORIZED)
 
     def revoked(self) -> dict[str, str]:
         """The keys that may not come in, by their Z85: each name with its fingerprint's start."""
-        return self._public_keys(self.path / _REVOKED)
+        return self._public_keys(_REVOKED)
 
     def readable_revoked(self) -> Iterator[str]:
         """Each revoked key whose file is whole; others are passed over."""
-        for path in sorted((self.path / _REVOKED).glob("*.pub")):
+        files: list[Path] = []
+        with suppress(ConfigError):
+            files = list_folder(self.path / _REVOKED, ".pub")
+        for path in files:
             with suppress(ConfigError):
                 yield read_public_key(path).z85
 
     def trusted(self, environment: str) -> dict[str, str]:
         """Names of the servers that clients connect to, by their Z85."""
-        return self._public_keys(self.path / check_name(environment, "an environment") / _TRUSTED)
+        return self._public_keys(check_name(environment, "an environment"), _TRUSTED)
 
     def policy(self) -> Policy:
         """The policy; without its file one that allows nothing."""
-        return read_policy(self.path / _POLICY)
+        return read_policy(self.path / _POLICY) if has_protected_folder(self.path) else Policy()
 
     def signature(self) -> tuple[object, ...]:
         """Differs when any file here has changed. Reads no file, never raises."""
-        found: list[object] = []
-        folders = [str(self.path)]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        info = entry.stat()
-                        found.append((entry.path, info.st_mtime_ns, info.st_size, info.st_ino,
-                                      info.st_mode))  # fmt: skip
-                        if entry.is_dir() and len(folders) < 1000:
-                            folders.append(entry.path)
-            except OSError as error:
-                found.append(error.errno)
-        return tuple(sorted(found, key=repr))
+        return folder_signature(self.path)
 
     # ---- changing ----------------------------------------------------------------------
 
@@ -182,7 +175,7 @@ class KeyFolder:
             if key.z85 in self.revoked():
                 raise ConfigError(f"key {key.fingerprint} is revoked", hint="make a new one")
             path = self._folder(_AUTHORIZED) / f"{check_name(name, 'a key')}.pub"
-            known = self._public_keys(path.parent)
+            known = self.authorized()
             if path.exists() and known.get(key.z85) != name:
                 raise ConfigError(f"{path} is another key", hint="choose another --name")
             if role is not None and environment is not None:
@@ -258,12 +251,15 @@ class KeyFolder:
         make_private_folder(folder)
         return folder
 
-    def _public_keys(self, folder: Path) -> dict[str, str]:
-        """Names of files by the keys in them: what a file calls itself proves nothing."""
-        return {
-            read_public_key(path).z85: path.name.removesuffix(".pub")
-            for path in sorted(folder.glob("*.pub"))
-        }
+    def _public_keys(self, *names: str) -> dict[str, str]:
+        """Those in a folder of this one; none where it is missing."""
+        folder = self.path
+        # Whoever may write to one on the way may put another in its place.
+        for name in ("", *names):
+            folder /= name
+            if not has_protected_folder(folder):
+                return {}
+        return read_public_keys(folder)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -87,6 +87,22 @@ def read_protected_file(path: Path) -> bytes:
     return data
 
 
+def has_protected_folder(path: Path) -> bool:
+    """Whether a folder is there; one that is there is checked.
+
+    Raises:
+        ConfigError: As ``check_protected_folder``; also where nothing says that it is missing.
+    """
+    try:
+        path.lstat()  # a link to nowhere is not the same as no folder
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable_folder(path, error) from error
+    check_protected_folder(path)
+    return True
+
+
 def check_protected_folder(path: Path) -> None:
     """Refuse a folder to which others may add files, unless it is mounted to be read only.
 
@@ -97,7 +113,7 @@ def check_protected_folder(path: Path) -> None:
         info = path.stat()
         is_read_only = os.statvfs(path).f_flag & os.ST_RDONLY
     except OSError as error:
-        raise ConfigError(f"the folder {path} cannot be read: {error.strerror}") from error
+        raise _unreadable_folder(path, error) from error
     if is_read_only:
         return
     _check_owner(path, info)
@@ -107,6 +123,21 @@ def check_protected_folder(path: Path) -> None:
             f"mode {stat.S_IMODE(info.st_mode):04o}",
             hint=f"chmod go-w {path}, or mount it read-only",
         )
+
+
+def list_folder(path: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end so, in the order of their names.
+
+    ``Path.glob`` finds none where it may not look, which would be as if nobody were revoked.
+
+    Raises:
+        ConfigError: It cannot be listed.
+    """
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise _unreadable_folder(path, error) from error
+    return [path / name for name in sorted(names) if name.endswith(suffix)]
 
 
 def write_private_file(path: Path, text: str) -> None:
@@ -149,6 +180,14 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
     if len(data) > MAX_FILE_NBYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_NBYTES} bytes")
     return data, info
+
+
+def _unreadable_folder(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the folder {path} cannot be read: {error.strerror}",
+        hint=f"it has to be there, belong to user {os.geteuid()} and have mode 0700; "
+        "ZFAST_KEYS names another key folder",
+    )
 
 
 def _check_owner(path: Path, info: os.stat_result) -> None:

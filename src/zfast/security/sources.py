@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import KeyPair, PublicKey
+from zfast.security.file_signatures import file_signature
 from zfast.security.held_secrets import taken_secret
-from zfast.security.key_files import read_mounted_pair, read_public_key, read_server_keys
+from zfast.security.key_files import read_mounted_pair, read_public_keys, read_server_keys
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
-from zfast.security.private_files import (
-    check_protected_folder,
-)
 
 if TYPE_CHECKING:
     from zfast.security.settings import SecuritySettings
@@ -103,7 +101,7 @@ class SettingsSource:
         mounted = settings.authorized_folder
         return ServerState(
             tuple(pairs),
-            mounted_keys(mounted) if mounted is not None else self._folder.authorized(),
+            read_public_keys(mounted) if mounted is not None else self._folder.authorized(),
             frozenset(self._folder.revoked()),
             read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
         )
@@ -120,7 +118,7 @@ class SettingsSource:
         return (
             self._folder.signature(),
             KeyFolder(mounted).signature() if mounted is not None else (),
-            tuple(_file_signature(path) for path in files if path is not None),
+            tuple(file_signature(path) for path in files if path is not None),
         )
 
 
@@ -167,24 +165,3 @@ def _pair_at_hand(kind: str, path: Path | None) -> KeyPair | None:
         return read_mounted_pair(kind, path)
     secret = taken_secret(f"ZFAST_{kind.upper()}_SECRET_KEY")
     return KeyPair.from_secret(secret, kind) if secret is not None else None
-
-
-def mounted_keys(folder: Path) -> dict[str, str]:
-    """Names of the keys that may come in, by their Z85, from a mounted folder of files.
-
-    Raises:
-        ConfigError: One is malformed, or others can write there.
-    """
-    check_protected_folder(folder)
-    return {
-        read_public_key(path).z85: path.name.removesuffix(".pub")
-        for path in sorted(folder.glob("*.pub"))
-    }
-
-
-def _file_signature(path: Path) -> tuple[object, ...]:
-    try:
-        info = path.stat()
-    except OSError as error:
-        return (error.errno,)
-    return info.st_mtime_ns, info.st_size, info.st_ino, info.st_mode
