@@ -40,7 +40,7 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests against the installed package; all but the long ones, on all cores, without arguments."""
+    """Run the tests against the installed package; without arguments all but the long ones."""
     return run(PYTHON, "-m", "pytest", *(arguments or ["-n", "auto"]))
 
 
