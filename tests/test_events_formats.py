@@ -13,7 +13,15 @@ from zfast.events.event import Event, Gap, PublisherJoined, StateEvent
 from zfast.events.follower import Follower, Phase
 from zfast.events.frames import EventFrame, decode_event, encode_body, pack_frame, unpack_frame
 from zfast.events.memory import ACTIVE_RUNS, ENDED_RUNS, HISTORY_EVENTS, EventMemory
-from zfast.events.messages import Ask, Marker, Snapshot, Welcome, decode_message
+from zfast.events.messages import (
+    Ask,
+    Marker,
+    Ping,
+    Snapshot,
+    Welcome,
+    decode_message,
+    encode_message,
+)
 from zfast.events.topics import (
     MAX_PART,
     level_of,
@@ -122,6 +130,26 @@ def test_a_mutated_frame_is_an_event_or_refused(data: st.DataObject) -> None:
 def test_bytes_that_are_no_control_message_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_message(data)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ask(number=1, prefixes=[b"a/b/c/d/e/"], seen={}),
+        Ping(source=PUBLISHER, nonce=b"12345678", prefixes=[b"a/b/c/d/e/"]),
+        Ask(number=1, prefixes=[b"a/"], seen={PUBLISHER: [-1]}),
+    ],
+)
+def test_questions_that_no_topic_answers_are_refused(message: Ask | Ping) -> None:
+    with pytest.raises(ProtocolError):
+        decode_message(encode_message(message))
+
+
+def test_a_body_that_is_nested_too_deep_is_refused() -> None:
+    topic = make_topic(["default", "task-run", "etl", "Running"])
+    deep = b"\x81\xa1x" + b"\x91" * 3000 + b"\xc0"
+    with pytest.raises(ProtocolError):
+        decode_event(unpack_frame(pack_frame(topic, PUBLISHER, (1,) * 5, deep)))
 
 
 def test_frames_of_another_version_are_refused_by_name() -> None:

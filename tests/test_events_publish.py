@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -21,9 +22,10 @@ import zfast
 from events_process import make_event
 from zfast.context import process_context
 from zfast.errors import ConfigError, RecvTimeoutError, TransportError
+from zfast.events.desk import PEER_S, ControlDesk
 from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
 from zfast.events.frames import pack_frame
-from zfast.events.messages import Ask, Beat, Hello, History, encode_message
+from zfast.events.messages import Ask, Beat, Hello, History, Welcome, encode_message
 from zfast.events.publisher import Publisher
 from zfast.events.reactions import on_event, wait_for_state, when
 from zfast.events.relay import Relay
@@ -524,6 +526,26 @@ def test_garbage_at_a_relays_ports_changes_nothing(folder: Path) -> None:
 def test_a_second_relay_at_the_same_port_is_refused(folder: Path) -> None:
     with Relaying("tcp://127.0.0.1:*") as url, pytest.raises(TransportError, match="in use"):
         Relay(url, insecure=True)
+
+
+def test_who_says_hello_and_goes_is_forgotten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("zfast.events.desk.time", SimpleNamespace(monotonic=lambda: now))
+    url = f"ipc://{folder}/control"
+    with process_context().socket(zmq.ROUTER) as control:
+        control.bind(url)
+        desk = ControlDesk(control, Welcome(source=b"s"), {}, threading.Lock(), lambda frame: None)
+        for _ in range(100):
+            with process_context().socket(zmq.DEALER) as guest:
+                guest.connect(url)
+                guest.send(encode_message(Hello()))
+                assert control.poll(10_000)
+                desk.serve()
+                assert guest.poll(10_000)
+            now += 1.0
+        assert len(desk._peers) <= 4 * PEER_S + 1
 
 
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")

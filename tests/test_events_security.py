@@ -21,8 +21,9 @@ import zfast
 from events_process import make_event
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, HandshakeError
-from zfast.events.event import Event, StateEvent
+from zfast.events.event import Event, Gap, StateEvent
 from zfast.events.frames import encode_body, pack_frame
+from zfast.events.messages import Ask, Hello, History, Welcome, decode_message, encode_message
 from zfast.events.publisher import Publisher
 from zfast.events.relay import Relay
 from zfast.events.relay_link import relay_endpoints
@@ -261,6 +262,49 @@ def test_nobody_speaks_for_another_publisher(keys: KeyFolder, relay: str, folder
             forger.send(forged)
             forger.send(os.urandom(40))
             time.sleep(0.01)  # its connection may not stand yet
+        publisher.publish(event(2))
+        assert numbers(take(events, 1)) == [2]
+
+
+def test_no_question_of_a_viewer_ends_the_relay(keys: KeyFolder, relay: str, folder: Path) -> None:
+    with (
+        Publisher(folder=folder, relay=relay, security=key(keys, "worker")) as publisher,
+        subscribe(keys, relay, "viewer") as events,
+        raw_socket(zmq.DEALER, keys, "other-viewer", relay) as asking,
+    ):
+        events.wait_joined(20)
+        publisher.publish(event(1))
+        assert numbers(take(events, 1)) == [1]
+        for prefix, count in ((b"prod/a/b/c/d/e/", -1), (b"prod/a/b/c/d/e/", 0), (b"prod/", -1)):
+            ask = Ask(number=1, prefixes=[prefix], seen={publisher.id: [count]})
+            asking.send(encode_message(ask))
+        asking.send(encode_message(Hello()))
+        assert asking.poll(20_000)  # what came before the answer to this was dealt with
+        assert isinstance(decode_message(asking.recv()), Welcome)
+        publisher.publish(event(2))
+        assert numbers(take(events, 1)) == [2]
+
+
+def test_no_event_of_a_worker_ends_the_relay_or_a_subscriber(
+    keys: KeyFolder, relay: str, folder: Path
+) -> None:
+    topic = make_topic(["prod", "task-run", "etl", "Running"])
+    # A map with one field that nobody knows: lists in lists, deeper than a decoder goes.
+    deep = b"\x81\xa1x" + b"\x91" * 3000 + b"\xc0"
+    publisher_id = os.urandom(16)
+    with (
+        subscribe(keys, relay, "viewer") as events,
+        raw_socket(zmq.DEALER, keys, "other-worker", relay) as control,
+        Publisher(folder=folder, relay=relay, security=key(keys, "worker")) as publisher,
+    ):
+        events.wait_joined(20)
+        control.send_multipart(
+            [
+                encode_message(History(publisher=publisher_id)),
+                pack_frame(topic, publisher_id, (1,) * 5, deep),
+            ]
+        )
+        assert events.recv(20) == Gap(publisher=publisher_id.hex(), lost=1)
         publisher.publish(event(2))
         assert numbers(take(events, 1)) == [2]
 

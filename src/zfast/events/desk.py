@@ -115,6 +115,11 @@ class ControlDesk:
             except AccessDeniedError as error:
                 self._peers.pop(routing_id, None)
                 self.reply(routing_id, Refusal(reason=error.message))
+            except zmq.ContextTerminated:
+                raise
+            except Exception:
+                # Whatever one peer sends, and we did not foresee: it must not end all the others'.
+                logger.exception("a control message was dropped")
 
     def end(self) -> None:
         """Tell every subscriber that no more events come."""
@@ -145,6 +150,7 @@ class ControlDesk:
             self.expected.discard(message.listener)
             # It is waited for from now on, though it has no place among the events yet.
             self._peers[routing_id] = _Peer(b"", [], time.monotonic())
+            self._forget_silent()
             self.reply(routing_id, self._welcome)
         elif isinstance(message, Ping):
             if message.source != self._welcome.source:

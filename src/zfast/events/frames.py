@@ -89,7 +89,7 @@ def decode_event(frame: EventFrame) -> Published:
     event: Published
     try:
         event = (_worker_decoder if is_worker else _decoder).decode(frame.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(
             f"an event's body cannot be read: {error}",
             offset=len(frame.frame) - len(frame.body),

@@ -25,6 +25,7 @@ from typing import TypeAlias
 import msgspec
 
 from zfast.errors import ProtocolError, VersionMismatchError
+from zfast.events.topics import PARTS, level_of
 
 CONTROL_VERSION = 1
 #: Prefixes a subscriber may have; filters that need more are applied by the subscriber.
@@ -156,8 +157,15 @@ def decode_message(frame: bytes) -> ControlMessage:
             f"{CONTROL_VERSION}",
             hint="install the same version of zfast on both sides",
         )
-    if isinstance(message, Ping | Ask) and len(message.prefixes) > MAX_PREFIXES:
-        raise ProtocolError(f"a subscriber asks for {len(message.prefixes)} prefixes")
+    if isinstance(message, Ping | Ask):
+        if len(message.prefixes) > MAX_PREFIXES:
+            raise ProtocolError(f"a subscriber asks for {len(message.prefixes)} prefixes")
+        if any(level_of(prefix) > PARTS for prefix in message.prefixes):
+            raise ProtocolError(f"a subscriber asks for a prefix of more than {PARTS} parts")
+    if isinstance(message, Ask) and any(
+        count < 0 for counts in message.seen.values() for count in counts
+    ):
+        raise ProtocolError("a subscriber has seen fewer events than none")
     if isinstance(message, Ping) and not 8 <= len(message.nonce) <= 32:
         raise ProtocolError("a subscriber's nonce has the wrong length")
     return message

@@ -11,6 +11,8 @@ passes before its history is here, so that a relay that began anew has no gap.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -27,6 +29,8 @@ from zfast.events.messages import Beat, BeatHeard, ControlMessage, History, Welc
 from zfast.events.relay_doors import key_of
 from zfast.events.relay_sockets import RelaySockets
 from zfast.security.server_security import ServerSecurity
+
+logger = logging.getLogger("zfast.events")
 
 #: A publisher that was silent for so long is gone.
 SILENT_S = 10.0
@@ -146,19 +150,24 @@ class Relay:
         return known
 
     def _pass(self, frame: EventFrame) -> None:
+        try:
+            self._pass_on(frame)
+        except zmq.ContextTerminated:
+            raise
+        except Exception:
+            # Whatever is wrong with one event, and we did not foresee: it must not end all others.
+            logger.exception("an event was dropped")
+
+    def _pass_on(self, frame: EventFrame) -> None:
         memory = self._memories[frame.publisher]
         if frame.counts[0] <= memory.positions([b""])[0] or not memory.knows(frame.topic):
             return
+        memory.follow(frame)
         if self._doors is not None and not frame.topic.startswith(self._doors.root):
-            memory.follow(frame)  # of another environment: counted, and told nobody
-            self._let_go_if_done(frame)
+            self._let_go_if_done(frame)  # of another environment: counted, and told nobody
             return
-        try:
+        with contextlib.suppress(ProtocolError):  # then it is counted, and not remembered
             event = decode_event(frame)
-        except ProtocolError:
-            memory.follow(frame)
-        else:
-            memory.follow(frame)
             memory.keep(frame, event.run_id, final=event.is_final)
         self._sockets.subscribers.send(frame.frame)
         self._let_go_if_done(frame)
