@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from events_process import make_event
 from zfast.errors import ConfigError, ProtocolError, VersionMismatchError
-from zfast.events.event import Event, Gap, PublisherJoined, StateEvent
+from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
 from zfast.events.follower import Follower, Phase
 from zfast.events.frames import EventFrame, decode_event, encode_body, pack_frame, unpack_frame
 from zfast.events.memory import ACTIVE_RUNS, ENDED_RUNS, HISTORY_EVENTS, EventMemory
@@ -279,6 +279,23 @@ def test_what_cannot_be_had_any_more_is_told_and_the_truth_follows() -> None:
     last = got[-1]
     assert isinstance(last, StateEvent)
     assert last.sequence == n
+
+
+def test_a_source_that_goes_without_an_answer_is_a_gap_and_what_came_is_delivered() -> None:
+    publishing = Publishing()
+    follower = Follower([b""], is_new=False, truth=True)
+    follower.welcome(Welcome(source=PUBLISHER))
+    got = follower.mark(_marker(publishing.memory, [b""], PUBLISHER))
+    got += follower.take(publishing.publish(make_event(1)))
+    assert not got
+    got = follower.leave()
+    assert got[:2] == [
+        Gap(publisher=PUBLISHER.hex(), lost=0),
+        PublisherJoined(publisher=PUBLISHER.hex()),
+    ]
+    assert [event.run_id for event in got if isinstance(event, StateEvent)] == ["run-1"]
+    assert got[3:] == [PublisherLeft(publisher=PUBLISHER.hex())]
+    assert follower.leave() == []
 
 
 def test_a_publisher_that_comes_back_is_not_told_twice() -> None:

@@ -265,6 +265,24 @@ def test_a_subscriber_that_does_not_read_misses_some_is_told_and_has_the_truth(
     assert numbers(got) == sorted(numbers(got))
 
 
+def test_who_was_busy_has_all_of_a_publisher_that_has_ended(
+    folder: Path, start: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zfast.events.feed.OWNER_S", 0.2)
+    remote = start()
+    with Subscription(folder=folder, membership=True) as events:
+        events.wait_joined()
+        n = 6000  # more than is read at once
+        remote.publish(0, n)
+        remote.published()
+        got = take(events, 2)
+        remote.end()  # it waits a second for us, who are away
+        while not isinstance(got[-1], PublisherLeft):
+            got.append(events.recv(20))
+    assert numbers(got) == list(range(n))
+    assert not [e for e in got if isinstance(e, Gap)]
+
+
 def test_a_stopped_publisher_hangs_nobody_and_goes_on(
     folder: Path, start: Callable[..., Remote]
 ) -> None:

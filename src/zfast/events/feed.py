@@ -38,6 +38,8 @@ JOIN_S = 0.02
 PING_S = 1.0
 #: A question without an answer is asked again.
 ANSWER_S = 1.0
+#: A local source was silent for so long: does its process live?
+OWNER_S = 2.0
 #: A source that was silent for so long is out of reach: whoever is there now is asked anew.
 SILENT_S = 3.5
 #: Events that are read before others have their turn.
@@ -131,10 +133,11 @@ class Feed:
             return []
         self._look_at_handshakes()
         follower = self._follower
-        if self._folder is not None and now - self._heard_s > 2 * PING_S:
-            if not is_owned(self._folder):
+        if self._folder is not None and now - self._heard_s > OWNER_S:
+            if is_owned(self._folder):
+                self._heard_s = now  # it lives, and is busy, or is stopped
+            elif self.events is None or not is_readable(self.events):
                 return follower.leave()
-            self._heard_s = now  # it lives, and is busy, or is stopped
         if now - self._heard_s > SILENT_S and follower.phase is not Phase.GREETING:
             follower.source = b""
             follower.phase = Phase.GREETING
@@ -196,8 +199,9 @@ class Feed:
             if not is_readable(source):
                 break
             frame = source.recv(zmq.DONTWAIT)
+            # Events too: we may have been away for long, and the source has not been since.
+            self._heard_s = time.monotonic()
             if frame.startswith(RESERVED):
-                self._heard_s = time.monotonic()
                 try:
                     message = decode_message(frame.partition(b"\0")[2])
                 except ProtocolError:

@@ -126,11 +126,18 @@ class Follower:
             self._ask()
 
     def leave(self) -> list[Event]:
-        """The source is gone for good."""
+        """The source is gone for good: what it did not answer is missing, what came is not."""
         never_joined = self.phase in (Phase.GREETING, Phase.JOINING) and not self._seen
+        events: list[Event] = []
+        if never_joined or self.phase is Phase.ASKING:
+            events.append(Gap(publisher=self.source.hex(), lost=0))
         self.phase = Phase.DONE
-        gap: list[Event] = [Gap(publisher=self.source.hex(), lost=0)] if never_joined else []
-        return gap + self._miss(set(self._present))
+        for frame in self._snapshot:
+            self._accept(frame, events, replayed=True)
+        for frame in self._waiting:
+            self._accept(frame, events, replayed=False)
+        self._snapshot, self._waiting = [], []
+        return events + self._miss(set(self._present))
 
     @property
     def publishers(self) -> list[str]:
@@ -166,6 +173,18 @@ class Follower:
         seen[index] = count
         _deliver(frame, events, replayed=False)
         return events
+
+    def _accept(self, frame: EventFrame, events: list[Event], *, replayed: bool) -> None:
+        """Deliver it if it was not yet, whatever came before it."""
+        index = self._index_of(frame)
+        if index is None:
+            return
+        seen = self._seen.setdefault(frame.publisher, [0] * len(self._prefixes))
+        count = frame.counts[self._levels[index]]
+        if count > seen[index]:
+            self._meet(frame.publisher, events)
+            seen[index] = count
+            _deliver(frame, events, replayed=replayed)
 
     def _catch_up(self, positions: Positions) -> list[Event]:
         events = self._miss(self._present - positions.keys())
