@@ -24,13 +24,24 @@ from zfast.context import process_context
 from zfast.errors import ConfigError, RecvTimeoutError, TransportError
 from zfast.events.desk import PEER_S, ControlDesk
 from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
-from zfast.events.frames import pack_frame
-from zfast.events.messages import Ask, Beat, Hello, History, Welcome, encode_message
+from zfast.events.frames import EventFrame, encode_body, pack_frame
+from zfast.events.memory import EventMemory
+from zfast.events.messages import (
+    Ask,
+    Beat,
+    BeatHeard,
+    Hello,
+    History,
+    Welcome,
+    decode_message,
+    encode_message,
+)
 from zfast.events.publisher import Publisher
 from zfast.events.reactions import on_event, wait_for_state, when
 from zfast.events.relay import Relay
 from zfast.events.relay_link import relay_endpoints
 from zfast.events.subscription import Subscription
+from zfast.events.topics import make_topic
 from zfast.owned_folder import owned_folders
 
 SCRIPT = Path(__file__).with_name("events_process.py")
@@ -488,6 +499,101 @@ def test_a_relay_that_began_anew_has_no_gap(folder: Path, start: Callable[..., R
         remote.publish(200, 300)
         got += take(events, 100)
     assert numbers(got) == list(range(300))
+
+
+def test_a_relay_that_began_anew_has_no_gap_while_much_is_published(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    url = f"ipc://{folder}/relay"
+    with Relaying(url):
+        remote = start(url)
+        events = Subscription(url, flows=["etl"])
+        events.wait_joined()
+        remote.publish(0, 2000)
+        got = take(events, 2000)
+        remote.publish(2000, 2300, rate=200)
+        got += take(events, 50)
+    with Relaying(url), events:
+        got += take(events, 250)
+        with Subscription(url, flows=["etl"]) as late:
+            truth = take(late, 2300)
+    assert numbers(got) == list(range(2300))
+    assert numbers(truth) == list(range(2300))
+
+
+class Speaking:
+    """What a publisher does to a relay, step by step, and what it remembers."""
+
+    def __init__(self, url: str) -> None:
+        self.id = os.urandom(16)
+        self.memory = EventMemory()
+        control_url, _, events_url = relay_endpoints(url)
+        self.events = process_context().socket(zmq.XPUB)
+        self.control = process_context().socket(zmq.DEALER)
+        self.events.connect(events_url)
+        self.control.connect(control_url)
+        assert self.events.poll(10_000)  # the relay subscribes to all
+        self.events.recv()
+
+    def __enter__(self) -> Speaking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.events.close(0)
+        self.control.close(0)
+
+    def publish(self, number: int, *, flow: str = "etl", lost: bool = False) -> None:
+        event = make_event(number, flow=flow)
+        topic = make_topic([event.environment, event.kind, event.flow_name, event.state_name])
+        counts, body = self.memory.advance(topic), encode_body(event)
+        frame = pack_frame(topic, self.id, counts, body)
+        self.memory.keep(EventFrame(topic, self.id, counts, body, frame), event.run_id, final=False)
+        if not lost:
+            self.events.send(frame)
+
+    def beat(self) -> int:
+        """How far the relay has heard us, when it has had time to hear the last event too."""
+        seen = -1
+        for _ in range(5):
+            position = self.memory.positions([b""])[0]
+            self.control.send(encode_message(Beat(publisher=self.id, position=position)))
+            assert self.control.poll(10_000)
+            answer = decode_message(self.control.recv())
+            assert isinstance(answer, BeatHeard)
+            seen = answer.seen
+            time.sleep(0.01)
+        return seen
+
+    def tell(self, frames: list[bytes], *, more: bool = False) -> None:
+        self.control.send_multipart(
+            [encode_message(History(publisher=self.id, more=more)), *frames]
+        )
+
+
+def test_what_is_live_waits_for_the_last_part_of_a_history(folder: Path) -> None:
+    with (
+        Relaying(f"ipc://{folder}/relay") as url,
+        Subscription(url, flows=["etl"]) as events,
+        Speaking(url) as publisher,
+    ):
+        events.wait_joined()
+        for number in range(9):
+            publisher.publish(number, lost=True)
+        frames = publisher.memory.since([b""], [0])
+        publisher.tell(frames[:3], more=True)
+        publisher.publish(9)
+        assert publisher.beat() == 3
+        publisher.tell(frames[3:6], more=True)
+        assert publisher.beat() == 6
+        publisher.tell(frames[6:])
+        assert numbers(take(events, 10)) == list(range(10))
+        # Once more, for one that was let in already.
+        publisher.tell([], more=True)
+        publisher.publish(10)
+        assert publisher.beat() == 10
+        publisher.tell([])
+        publisher.publish(11)
+        assert numbers(take(events, 2)) == [10, 11]
 
 
 def test_a_second_relay_at_the_same_path_is_refused(folder: Path) -> None:

@@ -15,7 +15,7 @@
     publisher (DEALER)                      relay (ROUTER)
     Beat(publisher, positions)     ──▶
                                    ◀──      BeatHeard(relay, seen)
-    History, with frames           ──▶
+    History…, each with frames     ──▶
 """
 
 from __future__ import annotations
@@ -128,9 +128,13 @@ class BeatHeard(msgspec.Struct, tag=True, kw_only=True, frozen=True):
 
 
 class History(msgspec.Struct, tag=True, kw_only=True, frozen=True):
-    """Frames of events follow, which the relay lacks; before them it lets nothing pass."""
+    """Frames of events follow, which the relay lacks; before them it lets nothing pass.
+
+    ``more`` says that it is a part, and not the last: what is live waits for that one.
+    """
 
     publisher: bytes
+    more: bool = False
 
 
 ControlMessage: TypeAlias = (

@@ -189,16 +189,18 @@ class Relay:
                 if memory is not None and seen >= message.position:
                     self._let_go(message.publisher)
         elif isinstance(message, History):
-            self._admit(self._meet(message.publisher, key), message.publisher, frames)
+            self._admit(self._meet(message.publisher, key), message, frames)
 
-    def _admit(self, known: _Known, publisher: bytes, frames: list[bytes]) -> None:
+    def _admit(self, known: _Known, part: History, frames: list[bytes]) -> None:
+        publisher = part.publisher
         self._memories.setdefault(publisher, EventMemory())
-        known.admitted = True
+        # Whatever is live comes after the last part: a count that is passed never comes back.
+        known.admitted = not part.more
         for raw in frames:
             frame = unpack_frame(raw)
             if frame.publisher == publisher and publisher in self._memories:
                 self._pass(frame)
-        while known.held and publisher in self._memories:
+        while known.admitted and known.held and publisher in self._memories:
             self._pass(known.held.popleft())
 
     def _forget_silent(self) -> None:

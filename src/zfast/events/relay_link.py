@@ -164,7 +164,10 @@ class RelayLink:
         with self._lock:
             frames = self._memory.since([b""], [seen])
         for start in range(0, max(1, len(frames)), SNAPSHOT_FRAMES):
-            self._send(History(publisher=self._publisher), *frames[start : start + SNAPSHOT_FRAMES])
+            end = start + SNAPSHOT_FRAMES
+            part = History(publisher=self._publisher, more=end < len(frames))
+            if not self._send(part, *frames[start:end]):
+                return  # the relay lets nothing pass until it has all, and will be behind again
 
     def _position(self) -> int:
         with self._lock:
