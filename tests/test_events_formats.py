@@ -9,9 +9,24 @@ from hypothesis import strategies as st
 
 from events_process import make_event
 from zfast.errors import ConfigError, ProtocolError, VersionMismatchError
-from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.event import (
+    Event,
+    Gap,
+    Input,
+    PublisherJoined,
+    PublisherLeft,
+    StateEvent,
+    WorkerEvent,
+)
 from zfast.events.follower import Follower, Phase
-from zfast.events.frames import EventFrame, decode_event, encode_body, pack_frame, unpack_frame
+from zfast.events.frames import (
+    MAX_BODY_NBYTES,
+    EventFrame,
+    decode_event,
+    encode_body,
+    pack_frame,
+    unpack_frame,
+)
 from zfast.events.memory import ACTIVE_RUNS, ENDED_RUNS, HISTORY_EVENTS, EventMemory
 from zfast.events.messages import (
     Ask,
@@ -107,6 +122,25 @@ def test_an_event_comes_back_from_its_frame(
     assert read.sequence == counts[0]
     assert read.publisher == PUBLISHER.hex()
     assert (read.flow_name, read.message, read.tags) == (flow, message, tags)
+
+
+def test_a_body_is_bounded_whatever_is_in_it() -> None:
+    state = make_event(1, flow="f" * 10**6)
+    state.tags = ["t" * 10**5] * 20
+    state.message = "m" * 10**6
+    worker = WorkerEvent(environment="e", worker="w" * 10**6, state_name="Busy")
+    counts = (1, 1, 1, 1, 1)
+    for event in (state, worker):
+        body = encode_body(event)
+        assert len(body) <= MAX_BODY_NBYTES
+        topic = make_topic([event.environment, event.kind, event.flow_name, event.state_name])
+        read = decode_event(unpack_frame(pack_frame(topic, PUBLISHER, counts, body)))
+        assert read.run_id == event.run_id[:1000]
+    assert len(state.message) == 10**6  # the publisher's own is left alone
+    state.tags, state.inputs = [], [Input(run_id=f"run-{number}") for number in range(20_000)]
+    read = decode_event(_frame(state, counts))
+    assert isinstance(read, StateEvent)
+    assert (len(read.inputs), len(read.message), len(read.flow_name)) == (0, 1000, 1000)
 
 
 @given(st.binary(max_size=200))

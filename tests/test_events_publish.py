@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 import zmq
@@ -23,7 +24,7 @@ from events_process import make_event
 from zfast.context import process_context
 from zfast.errors import ConfigError, RecvTimeoutError, TransportError
 from zfast.events.desk import PEER_S, ControlDesk
-from zfast.events.event import Event, Gap, PublisherJoined, PublisherLeft, StateEvent
+from zfast.events.event import Event, Gap, Input, PublisherJoined, PublisherLeft, StateEvent
 from zfast.events.frames import EventFrame, encode_body, pack_frame
 from zfast.events.memory import EventMemory
 from zfast.events.messages import (
@@ -292,6 +293,26 @@ def test_who_was_busy_has_all_of_a_publisher_that_has_ended(
             got.append(events.recv(20))
     assert numbers(got) == list(range(n))
     assert not [e for e in got if isinstance(e, Gap)]
+
+
+def test_an_event_that_is_too_large_is_cut_and_the_next_ones_come(folder: Path) -> None:
+    large = make_event(1)
+    large.inputs = [
+        Input(run_id=str(UUID(int=number)), shared_nbytes=1 << 30, copied_nbytes=1 << 20)
+        for number in range(20_000)
+    ]
+    with Publisher(folder=folder) as publisher, Subscription(folder=folder) as live:
+        live.wait_joined()
+        publisher.publish(large)
+        with Subscription(folder=folder) as late:
+            late.wait_joined()
+            publisher.publish(make_event(2))
+            both = [take(live, 2), take(late, 2)]
+    for got in both:
+        assert numbers(got) == [1, 2]
+        assert isinstance(got[0], StateEvent)
+        assert got[0].inputs == large.inputs[:1000]
+    assert len(large.inputs) == 20_000
 
 
 def test_a_stopped_publisher_hangs_nobody_and_goes_on(

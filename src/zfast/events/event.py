@@ -62,7 +62,7 @@ class StateEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
         tags: Sorted.
         worker: ``host:pid`` of the process that reported it.
         inputs: With Running: results of other task runs that it was given. Their bytes are known
-            where ``ZfastTaskRunner`` handed them over.
+            where ``ZfastTaskRunner`` handed them over. The first 1,000 if the event is very large.
         handover_ns: With Running: how long it took to have the inputs, their memory mapped.
         published_ns: When it was published, by the wall clock.
         monotonic_ns: The same on the host's monotonic clock, which nobody sets back; 0 if unknown.

@@ -19,6 +19,13 @@ MAGIC = b"ZE"
 #: Of the frame; a body's version is its own.
 FRAME_VERSION = 1
 PUBLISHER_ID_NBYTES = 16
+#: Of a body. A frame that a peer finds too large would end its connection: see ``sockets``.
+MAX_BODY_NBYTES = 256 << 10
+#: What is left of a body that would be larger: so many inputs and tags, or else none of them, and
+#: so many characters of each text.
+MAX_INPUTS = 1000
+MAX_TAGS = 100
+MAX_TEXT = 1000
 
 _HEADER = struct.Struct("<2sBx16s5Q")
 _encoder = msgspec.msgpack.Encoder()
@@ -74,8 +81,23 @@ def unpack_frame(frame: bytes) -> EventFrame:
 
 
 def encode_body(event: Published) -> bytes:
-    """The event's fields as MessagePack."""
-    return _encoder.encode(event)
+    """The event's fields as MessagePack; what makes it larger than ``MAX_BODY_NBYTES`` is cut."""
+    body = _encoder.encode(event)
+    if len(body) > MAX_BODY_NBYTES and isinstance(event, StateEvent):
+        event = msgspec.structs.replace(
+            event, inputs=event.inputs[:MAX_INPUTS], tags=event.tags[:MAX_TAGS]
+        )
+        body = _encoder.encode(event)
+        if len(body) > MAX_BODY_NBYTES:
+            event = msgspec.structs.replace(event, inputs=[], tags=[])
+    if len(body) > MAX_BODY_NBYTES:
+        texts = {
+            name: text[:MAX_TEXT]
+            for name, text in msgspec.structs.asdict(event).items()
+            if isinstance(text, str)
+        }
+        body = _encoder.encode(msgspec.structs.replace(event, **texts))
+    return body
 
 
 def decode_event(frame: EventFrame) -> Published:

@@ -18,7 +18,7 @@ from zfast.security.same_user import bind_to_this_user, connect_only_to_this_use
 SUBSCRIBER_HWM = 10_000
 #: Events that wait in the subscriber's own process.
 RECEIVE_HWM = 50_000
-#: No frame of ours is larger: a state's message is cut.
+#: No frame of ours is larger: a larger event is cut. One would end the connection for good.
 MAX_FRAME_NBYTES = 1 << 20
 #: How long a client waits before it connects again, at first and at most.
 RECONNECT_MS = 20
