@@ -21,6 +21,7 @@ import zmq
 
 import zfast
 from events_process import make_event
+from tcp_proxy import Proxy
 from zfast.context import process_context
 from zfast.errors import ConfigError, RecvTimeoutError, TransportError
 from zfast.events.desk import PEER_S, ControlDesk
@@ -610,11 +611,92 @@ def test_what_is_live_waits_for_the_last_part_of_a_history(folder: Path) -> None
         assert numbers(take(events, 10)) == list(range(10))
         # Once more, for one that was let in already.
         publisher.tell([], more=True)
+        publisher.beat()
         publisher.publish(10)
         assert publisher.beat() == 10
         publisher.tell([])
         publisher.publish(11)
         assert numbers(take(events, 2)) == [10, 11]
+
+
+def test_what_a_relay_has_not_heard_is_had_from_the_publisher(folder: Path) -> None:
+    with (
+        Relaying(f"ipc://{folder}/relay") as url,
+        Subscription(url, flows=["a"]) as narrow,
+        Subscription(url) as wide,
+        Speaking(url) as publisher,
+    ):
+        narrow.wait_joined()
+        wide.wait_joined()
+        publisher.publish(1, flow="a")
+        publisher.tell([])
+        assert numbers(take(narrow, 1) + take(wide, 1)) == [1, 1]
+        publisher.publish(2, flow="a", lost=True)
+        publisher.publish(3, flow="b")
+        seen = publisher.beat()
+        assert seen == 1
+        publisher.tell(publisher.memory.since([b""], [seen]))
+        assert numbers(take(narrow, 1)) == [2]
+        assert numbers(take(wide, 2)) == [2, 3]
+
+
+def test_what_the_publisher_has_forgotten_too_is_a_gap_and_delays_nothing(folder: Path) -> None:
+    with (
+        Relaying(f"ipc://{folder}/relay") as url,
+        Subscription(url) as events,
+        Speaking(url) as publisher,
+    ):
+        events.wait_joined()
+        publisher.publish(1)
+        publisher.tell([])
+        assert numbers(take(events, 1)) == [1]
+        for number in (2, 3):
+            publisher.publish(number, lost=True)
+        publisher.publish(4)
+        seen = publisher.beat()
+        assert seen == 1
+        publisher.publish(5)
+        publisher.tell(publisher.memory.since([b""], [seen])[1:3])  # 2 is no more
+        publisher.publish(6)
+        got = take(events, 5)
+    assert [e for e in got if isinstance(e, Gap)] == [Gap(publisher=publisher.id.hex(), lost=1)]
+    assert numbers(got) == [3, 4, 5, 6]
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_a_connection_to_the_relay_that_is_cut_costs_nobody_an_event(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(Relaying("tcp://127.0.0.1:*"))
+        control_url, subscribers_url, events_url = relay_endpoints(url)
+        proxy = Proxy(events_url)
+        stack.callback(proxy.close)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                "zfast.events.relay_link.relay_endpoints",
+                lambda _: (control_url, subscribers_url, proxy.endpoint),
+            )
+            publisher = stack.enter_context(Publisher(folder=folder, relay=url, insecure=True))
+        local = stack.enter_context(Subscription(folder=folder))
+        narrow = stack.enter_context(Subscription(url, flows=["a"], insecure=True))
+        wide = stack.enter_context(Subscription(url, insecure=True))
+        for each in (local, narrow, wide):
+            each.wait_joined()
+        publisher.publish(make_event(0, flow="a"))
+        assert numbers(take(narrow, 1) + take(wide, 1) + take(local, 1)) == [0, 0, 0]
+        proxy.swallows = True
+        time.sleep(0.05)  # it looks every 20 ms
+        publisher.publish(make_event(1, flow="a"))
+        assert numbers(take(local, 1)) == [1]  # by now it is on its way to the relay too
+        proxy.cut()
+        proxy.swallows = False
+        last = 50
+        for number in range(2, last + 1):
+            publisher.publish(make_event(number, flow="b"))
+            time.sleep(0.01)  # the new connection may take a moment
+        assert numbers(take(narrow, 1)) == [1]
+        assert numbers(take(wide, last)) == list(range(1, last + 1))
 
 
 def test_a_second_relay_at_the_same_path_is_refused(folder: Path) -> None:

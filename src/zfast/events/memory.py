@@ -47,7 +47,13 @@ class EventMemory:
         return tuple(counts)
 
     def follow(self, frame: EventFrame) -> None:
-        """Take the counts of an event that another process counted."""
+        """Take the counts of an event that another process counted.
+
+        Of a topic too many only that there was one more event.
+        """
+        if not self.knows(frame.topic):
+            self._positions[b""] = frame.counts[0]
+            return
         for prefix, count in zip(self._prefixes_of(frame.topic), frame.counts, strict=True):
             self._positions[prefix] = count
 

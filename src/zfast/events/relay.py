@@ -6,7 +6,8 @@
                ═ Beat, History ─▶ ROUTER ◀─ Hello, Ping, Ask ═
 
 Frames pass as they are; the relay reads them to know the current truth. Nothing of a publisher
-passes before its history is here, so that a relay that began anew has no gap.
+passes before its history is here, so that a relay that began anew has no gap; nor does anything
+that comes after a loss, until the publisher has sent what was lost.
 """
 
 from __future__ import annotations
@@ -127,9 +128,21 @@ class Relay:
             except (ProtocolError, AccessDeniedError):
                 continue  # a publisher's marker, or a stranger's
             if known.admitted:
-                self._pass(frame)
+                self._follow(known, frame)
             else:
                 known.held.append(frame)
+
+    def _follow(self, known: _Known, frame: EventFrame) -> None:
+        """Pass what is live, unless something before it was lost on its way: the publisher has it.
+
+        With the next beats it sees how far we are, and sends its history from there. Whatever that
+        lacks it has forgotten, so it is never waited for twice.
+        """
+        if frame.counts[0] > self._memories[frame.publisher].positions([b""])[0] + 1:
+            known.admitted = False
+            known.held.appendleft(frame)
+        else:
+            self._pass(frame)
 
     def _meet(self, publisher: bytes, key: str) -> _Known:
         """A publisher speaks, under a key: the one that it spoke under first.
@@ -160,9 +173,12 @@ class Relay:
 
     def _pass_on(self, frame: EventFrame) -> None:
         memory = self._memories[frame.publisher]
-        if frame.counts[0] <= memory.positions([b""])[0] or not memory.knows(frame.topic):
+        if frame.counts[0] <= memory.positions([b""])[0]:
             return
+        is_known = memory.knows(frame.topic)
         memory.follow(frame)
+        if not is_known:
+            return
         if self._doors is not None and not frame.topic.startswith(self._doors.root):
             self._let_go_if_done(frame)  # of another environment: counted, and told nobody
             return
@@ -201,7 +217,7 @@ class Relay:
             if frame.publisher == publisher and publisher in self._memories:
                 self._pass(frame)
         while known.admitted and known.held and publisher in self._memories:
-            self._pass(known.held.popleft())
+            self._follow(known, known.held.popleft())
 
     def _forget_silent(self) -> None:
         earliest = time.monotonic() - SILENT_S
