@@ -663,6 +663,27 @@ def test_what_the_publisher_has_forgotten_too_is_a_gap_and_delays_nothing(folder
     assert numbers(got) == [3, 4, 5, 6]
 
 
+def test_what_waits_for_a_publisher_that_has_died_passes_after_a_gap(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Relaying(f"ipc://{folder}/relay") as url,
+        Subscription(url, membership=True) as events,
+        Speaking(url) as publisher,
+    ):
+        events.wait_joined()
+        publisher.publish(1)
+        publisher.tell([])
+        publisher.publish(2, lost=True)
+        publisher.publish(3)
+        assert publisher.beat() == 1
+        monkeypatch.setattr("zfast.events.relay.SILENT_S", 2.0)
+        got = take(events, 4)
+    assert got[0] == PublisherJoined(publisher=publisher.id.hex())
+    assert got[2] == Gap(publisher=publisher.id.hex(), lost=1)
+    assert numbers(got) == [1, 3]
+
+
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
 def test_a_connection_to_the_relay_that_is_cut_costs_nobody_an_event(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -220,11 +220,17 @@ class Relay:
             self._follow(known, known.held.popleft())
 
     def _forget_silent(self) -> None:
-        earliest = time.monotonic() - SILENT_S
-        for publisher in [
-            key for key, known in self._publishers.items() if known.heard_s < earliest
-        ]:
-            self._forget(publisher)
+        now = time.monotonic()
+        for publisher, known in list(self._publishers.items()):
+            if now - known.heard_s <= SILENT_S:
+                continue
+            if not known.held or publisher not in self._memories:
+                self._forget(publisher)
+                continue
+            # What it was to send again nobody has now. The rest passes, and is here for who asks.
+            known.admitted, known.heard_s = True, now
+            while known.held and publisher in self._memories:
+                self._pass(known.held.popleft())
 
     def _let_go_if_done(self, frame: EventFrame) -> None:
         known = self._publishers[frame.publisher]
