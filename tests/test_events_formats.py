@@ -332,6 +332,33 @@ def test_a_source_that_goes_without_an_answer_is_a_gap_and_what_came_is_delivere
     assert follower.leave() == []
 
 
+def test_what_a_relay_has_forgotten_is_a_gap_and_is_asked_for_once() -> None:
+    publishing = Publishing()
+    follower = Follower([b""], is_new=True, truth=True)
+    follower.welcome(Welcome(source=b"relay"))
+    nobody = Marker(source=b"relay", positions={})
+
+    def settle() -> list[Event]:
+        ask, follower.to_ask = follower.to_ask, None
+        assert ask is not None
+        return follower.answer(Snapshot(number=ask.number, positions={}), [])
+
+    got = follower.mark(nobody) + settle()
+    frames = [publishing.publish(make_event(number)) for number in range(1, 5)]
+    got += follower.take(frames[0])
+    got += follower.take(frames[2])  # the second is missing, and its publisher has left the relay
+    got += follower.take(frames[3])
+    got += settle()
+    assert follower.to_ask is None
+    assert [event.run_id for event in got if isinstance(event, StateEvent)] == [
+        "run-1", "run-3", "run-4"
+    ]  # fmt: skip
+    assert [e for e in got if isinstance(e, Gap)] == [Gap(publisher=PUBLISHER.hex(), lost=1)]
+    got = follower.mark(nobody) + settle()
+    assert got == [PublisherLeft(publisher=PUBLISHER.hex())]
+    assert follower.phase is Phase.LIVE
+
+
 def test_a_publisher_that_comes_back_is_not_told_twice() -> None:
     publishing = Publishing()
     follower = Follower([b""], is_new=True, truth=True)

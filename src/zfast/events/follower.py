@@ -53,6 +53,8 @@ class Follower:
         #: Publishers that are there; what was seen of others is kept, for they may come back.
         self._present: set[bytes] = set()
         self._waiting: list[EventFrame] = []
+        #: Publishers of which something is missing, and was asked for.
+        self._lacking: set[bytes] = set()
         self._snapshot: list[EventFrame] = []
         self._number = 0
         self._ending = False
@@ -70,6 +72,7 @@ class Follower:
         self.phase = Phase.JOINING
         self._ending = False
         self._waiting.clear()
+        self._lacking.clear()
         return True
 
     def ping(self) -> Ping:
@@ -114,8 +117,13 @@ class Follower:
         self._first = False
         self.phase = Phase.LIVE
         waiting, self._waiting = self._waiting, []
+        # The source has forgotten them: asked again, it would say the same again.
+        forgotten, self._lacking = self._lacking - part.positions.keys(), set()
         for frame in waiting:
-            events += self.take(frame)
+            if frame.publisher in forgotten:
+                self._accept(frame, events, replayed=False, tells_gap=True)
+            else:
+                events += self.take(frame)
         if self._ending and self.phase is Phase.LIVE:
             self.phase = Phase.DONE
         return events
@@ -167,6 +175,7 @@ class Follower:
         if count <= seen[index]:
             return events
         if count > seen[index] + 1:
+            self._lacking.add(frame.publisher)
             self._ask()
             self._waiting.append(frame)
             return events
@@ -174,7 +183,9 @@ class Follower:
         _deliver(frame, events, replayed=False)
         return events
 
-    def _accept(self, frame: EventFrame, events: list[Event], *, replayed: bool) -> None:
+    def _accept(
+        self, frame: EventFrame, events: list[Event], *, replayed: bool, tells_gap: bool = False
+    ) -> None:
         """Deliver it if it was not yet, whatever came before it."""
         index = self._index_of(frame)
         if index is None:
@@ -183,6 +194,9 @@ class Follower:
         count = frame.counts[self._levels[index]]
         if count > seen[index]:
             self._meet(frame.publisher, events)
+            if tells_gap and count > seen[index] + 1:
+                lost = count - seen[index] - 1
+                events.append(Gap(publisher=frame.publisher.hex(), lost=lost))
             seen[index] = count
             _deliver(frame, events, replayed=replayed)
 
