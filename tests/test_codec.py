@@ -21,6 +21,7 @@ import threading
 import traceback
 import types
 import uuid
+import warnings
 import weakref
 
 import cloudpickle
@@ -34,6 +35,9 @@ from hypothesis.extra import numpy as hnp
 from zfast.codec import IN_BAND_MAX_NBYTES, Payload, decode, encode
 from zfast.errors import CodecError, WorkerDiedError
 
+#: NumPy 2.5 warns of a class that is still there.
+OLD_CLASS = "ignore:The chararray class is deprecated:DeprecationWarning"
+pytestmark = pytest.mark.filterwarnings(OLD_CLASS)
 QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -62,6 +66,14 @@ def assert_same_array(left, right):
 # ---- NumPy ---------------------------------------------------------------------------------
 
 GRID = np.arange(40_000.0).reshape(100, 200, 2)
+
+
+def _chararray(items: list[str]) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.char.array(items)
+
+
 STRUCT = np.dtype([("id", "<i4"), ("where", "<f8", (2,)), ("name", "S5")], align=True)
 ARRAYS = {
     "c": GRID,
@@ -96,7 +108,7 @@ ARRAYS = {
         else {}
     ),
     "recarray": np.rec.fromarrays([np.arange(900), np.arange(900.0)], names="a,b"),
-    "chararray": np.char.array(["a", "bc"] * 800),
+    "chararray": _chararray(["a", "bc"] * 800),
 }
 
 
