@@ -96,6 +96,8 @@ class Shell:
             "HOME": str(home),
             "COLUMNS": "200",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # The machine may be busy: 20 s are not enough then.
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         }
 
     def run(self, command: str, *, status: int = 0) -> str:
