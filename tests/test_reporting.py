@@ -44,7 +44,6 @@ def test_many_crashes_at_once_are_reported_by_few_threads(monkeypatch):
         most = max(
             most, sum(thread.name.startswith("zfast-report") for thread in threading.enumerate())
         )
-        return
 
     monkeypatch.setattr(reporting, "_find_task_run", look)
     monkeypatch.setattr(

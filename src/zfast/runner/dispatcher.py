@@ -222,7 +222,7 @@ class Dispatcher:
         try:
             counts, shared, buffers = join_parcels(job.parcels, sharing=worker.is_local)
         except (ZfastError, OSError) as error:  # such as too many open files
-            job.settle(WorkerError(f"what the task is given cannot be read: {error}"))
+            self._end(job, WorkerError(f"what the task is given cannot be read: {error}"))
             return
         self._send_blobs(worker, [job.code, job.context])
         assignment = self._attempts.assign(

@@ -34,7 +34,7 @@ from zfast.sharing.segments import next_settling
 
 logger = logging.getLogger("zfast.runner")
 
-#: More milliseconds than that of a day may be too many for a poller.
+#: A poller takes no more milliseconds than fit into 32 bits.
 MAX_WAIT_S = 86_400.0
 
 

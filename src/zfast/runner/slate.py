@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
-from pathlib import Path
 
 _NBYTES = mmap.PAGESIZE
 _BEGUN, _BEATS = 0, 1
+#: What the file of a new slate holds: a hole could not be filled on a full disk, which is a SIGBUS.
+BLANK = bytes(_NBYTES)
 
 
 class Slate:
@@ -25,14 +24,6 @@ class Slate:
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, _NBYTES)
         self._words = memoryview(self._memory).cast("Q")
-
-    @staticmethod
-    def make_file(folder: Path) -> int:
-        """A descriptor of a new file for a slate; it vanishes with its last descriptor."""
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_NBYTES))  # a hole could not be filled on a full disk: SIGBUS
-            file.flush()
-            return os.dup(file.fileno())
 
     @property
     def begun(self) -> int:

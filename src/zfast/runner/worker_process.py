@@ -17,7 +17,7 @@ from typing import ClassVar
 from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.last_words import LastWords, StandardErrors
 from zfast.runner.oom import n_oom_kills
-from zfast.runner.slate import Slate
+from zfast.runner.slate import BLANK, Slate
 from zfast.runner.vitals import Vitals
 from zfast.runner.worker_handle import WorkerHandle
 from zfast.security.held_secrets import without_secrets
@@ -105,7 +105,8 @@ class WorkerProcess(WorkerHandle):
         Raises:
             OSError: The process cannot be started.
         """
-        slate_fd = Slate.make_file(Path(config.runtime_folder))
+        folder = Path(config.runtime_folder)
+        slate_fd = _nameless_file(folder, BLANK)
         slate = Slate(slate_fd)
         lifeline, worker_end = os.pipe()
         errors_end, worker_errors = os.pipe()
@@ -125,7 +126,8 @@ class WorkerProcess(WorkerHandle):
         code = _BOOTSTRAP.format(
             sys_path=list(config.sys_path), argv=list(config.argv), config=json.dumps(worker)
         )
-        code_fd = _file_of(code, Path(config.runtime_folder))
+        # On the command line it would have 128 KiB at most, and a driver's arguments may be more.
+        code_fd = _nameless_file(folder, code.encode())
         run = f"import os; exec(os.fdopen({code_fd}, encoding='utf-8').read())"
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         try:
@@ -246,13 +248,10 @@ class WorkerProcess(WorkerHandle):
         self.slate.close()
 
 
-def _file_of(code: str, folder: Path) -> int:
-    """A descriptor of a file with some code, which vanishes with it.
-
-    On the command line it would have 128 KiB at most, and a driver's arguments may be more.
-    """
+def _nameless_file(folder: Path, content: bytes) -> int:
+    """A descriptor of a new file, at its start; the file vanishes with its last descriptor."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(code.encode())
+        file.write(content)
         file.seek(0)
         return os.dup(file.fileno())
 

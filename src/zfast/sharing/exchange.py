@@ -148,14 +148,12 @@ class SegmentServer:
             self._refuse(f"process {connection.pid}: {error.message}")
             connection.socket.sendall(_RECORD.pack(_MAGIC, Kind.NO, segment_id, 0))
         finally:
-            for fd in fds:
-                os.close(fd)
+            _close_all(fds)
 
     def _hang_up(self, connection: _Connection) -> None:
         del self._connections[connection.socket.fileno()]
         self._poller.unregister(connection.socket.fileno())
-        for fd in connection.fds:
-            os.close(fd)
+        _close_all(connection.fds)
         connection.socket.close()
 
 
