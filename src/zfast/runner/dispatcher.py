@@ -21,15 +21,13 @@ from zfast.runner.protocol import (
     Warm,
     join_parcels,
 )
-from zfast.runner.scheduling import SHORT_S, Durations, FairQueue
+from zfast.runner.scheduling import RECALL_AFTER_S, Durations, FairQueue
 from zfast.runner.worker_handle import WorkerHandle
 
 #: Blobs that a worker keeps; with one more it starts anew.
 MAX_BLOBS = 256
 #: A worker that has just started unpickles so many of the codes that were used last.
 MAX_WARM_CODES = 8
-#: A job is taken back when the one before it runs for so long.
-RECALL_AFTER_S = 2 * SHORT_S
 
 
 class Dispatcher:

@@ -34,22 +34,25 @@ class WaitingOrders:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Order | WarmUp | None] = queue.SimpleQueue()
-        # To take an order out is to own it: one step, so that only one thread can.
-        self._orders: dict[AttemptId, Order] = {}
+        # To take an order out is to own it: one step, so that only one thread can. By serial: an
+        # attempt that was taken back may come once more while its first order is still queued.
+        self._orders: dict[int, Order] = {}
 
     def put(self, item: Order | WarmUp | None) -> None:
         """Queue something; None is the end."""
         if isinstance(item, Order):
-            self._orders[item.attempt] = item
+            self._orders[item.serial] = item
         self._queue.put(item)
 
     def take_back(self, attempt: AttemptId) -> bool:
         """Take an order out; False if it was begun."""
-        return self._orders.pop(attempt, None) is not None
+        waiting = list(self._orders.values())  # one step, whatever the main thread does
+        serials = [order.serial for order in waiting if order.attempt == attempt]
+        return any(self._orders.pop(serial, None) is not None for serial in serials)
 
     def get(self) -> Order | WarmUp | None:
         """What is next, waited for; None at the end."""
         while True:
             item = self._queue.get()
-            if not isinstance(item, Order) or self._orders.pop(item.attempt, None) is not None:
+            if not isinstance(item, Order) or self._orders.pop(item.serial, None) is not None:
                 return item

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from zfast.runner.attempts import AttemptTable
 from zfast.runner.job import Job
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
-from zfast.runner.scheduling import Durations
+from zfast.runner.scheduling import RECALL_AFTER_S, Durations
 from zfast.runner.worker_handle import WorkerHandle
 
 
@@ -71,10 +72,13 @@ class Placement:
         ):
             return None
         ends_soon: list[tuple[float, WorkerHandle]] = []
+        overdue = time.monotonic() - RECALL_AFTER_S
         for worker in workers:
             (running,) = self._attempts.held_by(worker.routing_id)
-            if self._durations.is_short(running.job.code.digest) and not self._attempts.is_suspect(
-                running.job
+            if (
+                running.since > overdue
+                and self._durations.is_short(running.job.code.digest)
+                and not self._attempts.is_suspect(running.job)
             ):
                 ends_soon.append((running.since, worker))
         return min(ends_soon, key=lambda item: item[0])[1] if ends_soon else None

@@ -9,6 +9,8 @@ from zfast.runner.job import Job
 
 #: A job is handed out in advance, behind another, only if jobs of both codes take less than this.
 SHORT_S = 0.05
+#: It is taken back, and none is handed out there, when the one before it runs for so long.
+RECALL_AFTER_S = 2 * SHORT_S
 #: Weight of the latest job in the average duration of its code.
 _LATEST = 0.2
 #: Codes whose durations are remembered.
