@@ -16,6 +16,7 @@ EXAMPLES = [
     errors.SendTimeoutError("m", errno=11, hint="h"),
     errors.KeyNotFoundError("m", errno=2),
     errors.WorkerDiedError("m", detail="d"),
+    errors.ResultLostError("m", hint="h"),
 ]
 
 

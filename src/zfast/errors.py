@@ -24,7 +24,8 @@
     │   └── ArenaFullError     (MemoryError)  no room: use the heap instead
     └── WorkerError                           a worker process failed
         ├── WorkerStartError                  it could not be started
-        └── WorkerDiedError                   it died while it ran a task
+        ├── WorkerDiedError                   it died while it ran a task
+        └── ResultLostError                   a result went with the host it lay on
 """
 
 from __future__ import annotations
@@ -203,3 +204,7 @@ class WorkerStartError(WorkerError):
 
 class WorkerDiedError(WorkerError):
     """A worker process died while it ran a task."""
+
+
+class ResultLostError(WorkerError):
+    """A result lay on a host that was lost; the message names the host."""

@@ -107,14 +107,7 @@ class ServerSecurity:
             clients: Public keys that may come in, each under a name of its own.
         """
         pair = secret if isinstance(secret, KeyPair) else KeyPair.from_secret(secret, "server")
-        named = [(key, key.name or key.fingerprint, role) for key, role in clients]
-        rules = tuple(Rule(role, (environment,), key=key.fingerprint) for key, _, role in named)
-        state = ServerState(
-            ((pair, float("inf")),),
-            {key.z85: name for key, name, _ in named},
-            frozenset(),
-            Policy(rules=rules),
-        )
+        state = _fixed_state(((pair, float("inf")),), clients, environment)
         return cls(environment, FixedSource(state), limits=limits)
 
     @property
@@ -177,6 +170,23 @@ class ServerSecurity:
         for good."""
         self._revoke(frozenset({key.z85}))
 
+    def replace_clients(self, clients: Iterable[tuple[PublicKey, Role]]) -> None:
+        """Let these in instead of those given to ``from_keys``; who is out of it is cut.
+
+        What was revoked stays so.
+
+        Raises:
+            ConfigError: The keys come from files, which say who may come in.
+        """
+        if not isinstance(self._source, FixedSource):
+            raise ConfigError(
+                "who may come in is said by the files that this security was loaded from",
+                hint="authorize keys there, or make it with ServerSecurity.from_keys",
+            )
+        state = _fixed_state(self._state.pairs, clients, self.environment)
+        self._source = FixedSource(state)
+        self._take(state)
+
     def close(self) -> None:
         """End the threads. Doors that are open stay guarded by what was last known."""
         with self._lock:
@@ -228,3 +238,19 @@ class ServerSecurity:
             changed=len(changed),
         )
         process_gate().command(lambda: None)  # a review of everybody who is connected
+
+
+def _fixed_state(
+    pairs: tuple[tuple[KeyPair, float], ...],
+    clients: Iterable[tuple[PublicKey, Role]],
+    environment: str,
+) -> ServerState:
+    named = [(key, key.name or key.fingerprint, role) for key, role in clients]
+    return ServerState(
+        pairs,
+        {key.z85: name for key, name, _ in named},
+        frozenset(),
+        Policy(
+            rules=tuple(Rule(role, (environment,), key=key.fingerprint) for key, _, role in named)
+        ),
+    )
