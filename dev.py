@@ -14,6 +14,7 @@
     python3 dev.py soak [ARGS]   10,000 hand-overs with workers killed and processes forked
     python3 dev.py soak-store [ARGS]   the result store: 500 kills, 16 processes for 10 minutes
     python3 dev.py soak-runner [ARGS]  every fault of the runner's workers 20 times, and a storm
+    python3 dev.py soak-direct [ARGS]  graphs of tasks over hosts that are killed; --network
     python3 dev.py soak-security [ARGS]  1,000,000 wrong frames of strangers, and to each socket
     python3 dev.py soak-events   1,000 subscribers that join and leave, some of them stuck
     python3 dev.py soak-shapes   flows of 2,000 tasks, 100 deep, 1,000 wide and nested; --runner
@@ -81,6 +82,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "soak": (soak("handover"), "test"),
     "soak-store": (soak("store"), "test"),
     "soak-runner": (soak("runner"), "test"),
+    "soak-direct": (soak("direct"), "test"),
     "soak-security": (soak("security"), "test"),
     "soak-events": (soak("events"), "test"),
     "soak-shapes": (soak("shapes"), "test"),

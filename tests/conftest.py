@@ -159,3 +159,91 @@ def journal(tmp_path):
     from hub_jobs import Journal
 
     return Journal(tmp_path / "journal")
+
+
+@pytest.fixture(scope="module")
+def key_folder(tmp_path_factory):
+    """Keys of a server and of its clients."""
+    from zfast.security.key_folder import KeyFolder
+    from zfast.security.roles import Role
+
+    clients = (
+        ("worker-1", Role.WORKER),
+        ("worker-2", Role.WORKER),
+        ("viewer", Role.VIEWER),
+        ("stranger", None),
+    )
+    path = tmp_path_factory.mktemp("remote") / "keys"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZFAST_KEYS", str(path))
+        folder = KeyFolder(path)
+        folder.new("default", "server")
+        for name, role in clients:
+            pair = folder.new("default", name).pair
+            if role is not None:
+                folder.authorize(pair.public, name, role, "default")
+        yield path
+
+
+@pytest.fixture
+def security(key_folder):
+    from zfast.security.server_security import ServerSecurity
+
+    made = ServerSecurity.load()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def foremen(tmp_path):
+    from foremen import Foremen
+
+    made = Foremen(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def network():
+    """Makes networks that can be cut, in front of an endpoint."""
+    from tcp_proxy import Proxy
+
+    proxies = []
+
+    def make(endpoint):
+        proxies.append(Proxy(endpoint))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def start_remote(runtime_root, notes, monkeypatch, security, foremen, network):
+    """Starts hubs that other hosts may join."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from hub_jobs import Jobs, settled
+    from zfast.runner.hub import Hub
+    from zfast.runner.policy import Policy
+    from zfast.runner.remote_socket import RemoteEndpoint
+
+    hubs = []
+
+    def start(max_workers=0, url="tcp://127.0.0.1:*", insecure=False, **policy):
+        hub = Hub(
+            Policy(max_workers, **policy),
+            executor="hub_executor:FunctionExecutor",
+            environment={"ZFAST_TEST": "yes"},
+            on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
+            remote=RemoteEndpoint(url, None if insecure else security, insecure),
+            versions={"zfast": "0.1.0"},
+        )
+        hubs.append(hub)
+        return Jobs(hub)
+
+    yield start
+    for hub in hubs:
+        hub.close()
+    # A foreman takes its folder away when its flow run is over.
+    settled(lambda: not list(runtime_root.iterdir()))

@@ -9,15 +9,15 @@ from zfast.sharing.results import seal_results
 
 
 class FunctionExecutor:
-    """The code blob is not used; parcel 0 is a function, parcel 1 its argument."""
+    """The code blob is not used; parcel 0 is a function, those after it are its arguments."""
 
     def __init__(self, notify, identify):
         self._notify = notify
 
     def run(self, code, context, parcels, attempt):
-        function, argument = (decode(parcel.open()) for parcel in parcels)
+        function, *arguments = (decode(parcel.open()) for parcel in parcels)
         os.environ["ATTEMPT"] = str(attempt)
-        return [encode(seal_results(function)(argument, self._notify))]
+        return [encode(seal_results(function)(*arguments, self._notify))]
 
     def warm(self, codes, context):
         os.environ["WARMED"] = str(len(codes))

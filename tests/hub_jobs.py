@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -39,11 +41,15 @@ class Jobs:
         return self.value(self.submit(function, argument))
 
     @staticmethod
-    def value(outcome):
+    def parcel(outcome):
         result = outcome.get(timeout=60)
         if isinstance(result, Exception):
             raise result
-        return decode(result[0].open())
+        return result[0]
+
+    @classmethod
+    def value(cls, outcome):
+        return decode(cls.parcel(outcome).open())
 
 
 class Journal:
@@ -114,6 +120,37 @@ def wait_for_file(argument, _):
         time.sleep(0.005)
     journal.note(key, "end")
     return key
+
+
+def wait_to_be_let_go(folder, _):
+    """A job that ends when there is a file of its worker's name, or one for everybody."""
+    (folder / f"{os.getpid()}").touch()
+    while not ((folder / f"{os.getpid()}.go").exists() or (folder / "all.go").exists()):
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def only(jobs, pids, folder):
+    """Let no worker but those with these pids be given jobs. All of them must be idle."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    n_idle = sum(worker.available for worker in jobs.hub._staffing.workers)
+    held = [jobs.submit(wait_to_be_let_go, place) for _ in range(n_idle)]
+    try:
+        settled(lambda: len(list(place.iterdir())) == n_idle)
+        for pid in pids:
+            (place / f"{pid}.go").touch()
+        settled(lambda: sum(not outcome.empty() for outcome in held) == len(pids))
+        yield
+    finally:
+        (place / "all.go").touch()
+        for outcome in held:
+            jobs.value(outcome)
+
+
+def run_by(jobs, pids, folder, function, argument=None):
+    """Have one of these workers run a job; its result as it came."""
+    with only(jobs, pids, folder):
+        return jobs.parcel(jobs.submit(function, argument))
 
 
 def appeared(folder, n=1, timeout=30.0):

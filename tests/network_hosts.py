@@ -1,15 +1,17 @@
-"""Hosts of their own on one machine: network namespaces, each with a line to the server's."""
+"""Hosts of their own on one machine: network namespaces, with lines or a switch between them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -32,12 +34,18 @@ while True:
 """
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+def ip(*arguments: str) -> str:
+    """Run a command of iproute2; what it said."""
+    return _run("ip", *arguments)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    return done.stdout
 
 
 class Hosts:
-    """A server's host and some clients', with nothing between them but the network.
+    """A server's host and some clients', each with a line of its own to the server's.
 
     Attributes:
         server: The name of the server's namespace.
@@ -54,6 +62,9 @@ class Hosts:
         for name in self._names:
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
+        self._connect()
+
+    def _connect(self) -> None:
         for number, client in enumerate(self.clients):
             # The names of both ends are free in namespaces of their own.
             ends = (f"to{number}", "up0")
@@ -81,8 +92,7 @@ class Hosts:
         for number, client in enumerate(self.clients):
             ip("-n", client, "route", "add", "default", "via", self.server_address(number))
 
-    @staticmethod
-    def server_address(number: int) -> str:
+    def server_address(self, number: int) -> str:
         """The server's address, as a client sees it."""
         return f"10.200.{number}.1"
 
@@ -98,10 +108,93 @@ class Hosts:
         )
 
 
+class SwitchedHosts(Hosts):
+    """A server's host and some clients' at one switch: what two say to each other no third hears.
+
+    Each has one interface, and one address that all others know it by.
+    """
+
+    def __init__(self, n_clients: int) -> None:
+        super().__init__(n_clients)
+        self._hosts = [self.server, *self.clients]
+        self._switch = f"{self.server}w"
+        self._names = [*self._hosts, self._switch]
+
+    def _connect(self) -> None:
+        ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
+        ip("-n", self._switch, "link", "set", "switch", "up")
+        for host in self._hosts:
+            port = self._port(host)
+            ip("-n", host, "link", "add", "up0", "type", "veth", "peer", "name", port,
+               "netns", self._switch)  # fmt: skip
+            ip("-n", self._switch, "link", "set", port, "master", "switch", "up")
+            ip("-n", host, "address", "add", f"{self.address(host)}/24", "dev", "up0")
+            ip("-n", host, "link", "set", "up0", "up")
+
+    def _port(self, host: str) -> str:
+        return f"to{self._hosts.index(host)}"
+
+    def address(self, host: str) -> str:
+        """A host's address, as all others see it."""
+        return f"10.201.0.{self._hosts.index(host) + 1}"
+
+    def server_address(self, number: int) -> str:
+        """The server's address, the same for all clients."""
+        return self.address(self.server)
+
+    @staticmethod
+    def passed_nbytes(host: str) -> int:
+        """What has passed a host's interface since it is there, both ways together."""
+        (link,) = json.loads(ip("-n", host, "-json", "-statistics", "link", "show", "dev", "up0"))
+        return int(link["stats64"]["rx"]["bytes"]) + int(link["stats64"]["tx"]["bytes"])
+
+    def part(self, *hosts: str) -> None:
+        """Let nothing pass between these any more, and tell nobody, as a firewall does."""
+        self._isolate(hosts, "on")
+
+    def unite(self, *hosts: str) -> None:
+        """Let these hear each other again."""
+        self._isolate(hosts, "off")
+
+    def _isolate(self, hosts: tuple[str, ...], value: str) -> None:
+        for host in hosts:
+            _run("bridge", "-n", self._switch, "link", "set", "dev", self._port(host),
+                 "isolated", value)  # fmt: skip
+
+    def unplug(self, host: str) -> None:
+        """Take a host from the network: it hears nobody, and nobody it."""
+        ip("-n", self._switch, "link", "set", self._port(host), "down")
+
+    def plug(self, host: str) -> None:
+        """Put a host back on the network."""
+        ip("-n", self._switch, "link", "set", self._port(host), "up")
+
+    @staticmethod
+    def slow(host: str, mbit: int) -> None:
+        """Let a host send no faster than so many megabits a second."""
+        _run("tc", "-n", host, "qdisc", "add", "dev", "up0", "root", "tbf",
+             "rate", f"{mbit}mbit", "burst", "256kb", "latency", "100ms")  # fmt: skip
+
+
 @contextlib.contextmanager
 def hosts(n_clients: int) -> Iterator[Hosts]:
     """Skips the test where namespaces cannot be made."""
-    made = Hosts(n_clients)
+    with _opened(Hosts(n_clients)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def switched_hosts(n_clients: int) -> Iterator[SwitchedHosts]:
+    """Skips the test where namespaces cannot be made."""
+    with _opened(SwitchedHosts(n_clients)) as made:
+        yield made
+
+
+_AnyHosts = TypeVar("_AnyHosts", bound=Hosts)
+
+
+@contextlib.contextmanager
+def _opened(made: _AnyHosts) -> Iterator[_AnyHosts]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     try:

@@ -17,6 +17,7 @@ class Proxy:
         is_one_way: Nothing passes from the target to whoever connected; the other way all does.
         pause_s: So long each piece of at most 64 KiB takes: a slow line, and a long one.
         n_connections: How many there were.
+        passed_nbytes: What has passed, both ways together.
     """
 
     def __init__(self, target):
@@ -27,6 +28,7 @@ class Proxy:
         self.is_one_way = False
         self.pause_s = 0.0
         self.n_connections = 0
+        self.passed_nbytes = 0
         self._peers = {}
         self._far = set()
         self._left = -1  # bytes that pass before the cut; -1 for all
@@ -94,6 +96,7 @@ class Proxy:
                     self._left -= len(data)
                 if data:
                     other.sendall(data)
+                    self.passed_nbytes += len(data)
             except OSError:
                 data = b""
             if not data:

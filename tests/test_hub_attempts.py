@@ -17,9 +17,9 @@ MAX_DEATHS = 3
 WORKERS = [b"a", b"b", b"c"]
 
 
-def make_job(number, client=b"", code=b""):
+def make_job(number, client=b"", code=b"", **earlier):
     blob = Blob(code, b"")
-    return Job(b"%16d" % number, blob, blob, [], lambda _: None, client=client)
+    return Job(b"%16d" % number, blob, blob, [], lambda _: None, client=client, **earlier)
 
 
 class Attempts(RuleBasedStateMachine):
@@ -39,15 +39,16 @@ class Attempts(RuleBasedStateMachine):
         self.order = {worker: [] for worker in WORKERS}
         self.ended = []
 
-    @rule(target=jobs)
-    def add(self):
-        job = make_job(len(self.known))
+    @rule(target=jobs, first_attempt=st.integers(1, 3), n_deaths=st.integers(0, MAX_DEATHS - 1))
+    def add(self, first_attempt, n_deaths):
+        deaths = ["killed before"] * n_deaths
+        job = make_job(len(self.known), first_attempt=first_attempt, deaths=deaths)
         self.known[job.job_id] = job
         self.table.add(job)
         with pytest.raises(ValueError, match="before"):
             self.table.add(job)
         self.queued.add(job)
-        self.deaths[job], self.attempt[job] = 0, 1
+        self.deaths[job], self.attempt[job] = n_deaths, first_attempt
         return job
 
     @rule(target=claims, job=jobs, worker=st.sampled_from(WORKERS))

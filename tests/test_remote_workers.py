@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hub_jobs import Jobs, hang_once, settled, simple, wait_for_file
+from foremen import ZFAST, free_port, gone, importing_tests, joined, zfast
+from hub_jobs import hang_once, settled, simple, wait_for_file
 from network_hosts import hosts, ip
-from tcp_proxy import Proxy
 from zfast.errors import ConfigError, TransportError, WorkerDiedError, WorkerError
 from zfast.runner.hub import Hub
 from zfast.runner.hub_line import HubAddress
@@ -25,158 +22,6 @@ from zfast.runner.policy import Policy
 from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.runner.status_client import ask_status
 from zfast.security.client_security import ClientSecurity
-from zfast.security.key_folder import KeyFolder
-from zfast.security.roles import Role
-from zfast.security.server_security import ServerSecurity
-
-TESTS = Path(__file__).parent
-
-
-ZFAST = [sys.executable, "-c", "import sys; from zfast.cli import main; sys.exit(main())"]
-
-
-def zfast(*arguments):
-    """Run a command of zfast to its end."""
-    return subprocess.run(
-        [*ZFAST, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-CLIENTS = (
-    ("worker-1", Role.WORKER),
-    ("worker-2", Role.WORKER),
-    ("viewer", Role.VIEWER),
-    ("stranger", None),
-)
-
-
-@pytest.fixture(scope="module")
-def key_folder(tmp_path_factory):
-    """Keys of a server and of its clients."""
-    path = tmp_path_factory.mktemp("remote") / "keys"
-    before, os.environ["ZFAST_KEYS"] = os.environ.get("ZFAST_KEYS"), str(path)
-    try:
-        folder = KeyFolder(path)
-        folder.new("default", "server")
-        for name, role in CLIENTS:
-            pair = folder.new("default", name).pair
-            if role is not None:
-                folder.authorize(pair.public, name, role, "default")
-        yield path
-    finally:
-        del os.environ["ZFAST_KEYS"]
-        if before is not None:
-            os.environ["ZFAST_KEYS"] = before
-
-
-@pytest.fixture
-def security(key_folder):
-    made = ServerSecurity.load()
-    yield made
-    made.close()
-
-
-def free_port():
-    """A port that no connection is given by chance: one that retries would meet itself there."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-class Foremen:
-    """Processes of ``zfast worker``; they are ended with the test."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        self.processes = []
-
-    def start(self, endpoint, *options, workers=1, key="worker-1"):
-        log = self._folder / f"foreman-{len(self.processes)}.log"
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [*ZFAST, "worker", endpoint, "--workers", str(workers), "--key", key, *options],
-                env={**os.environ, "PYTHONPATH": str(TESTS)},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-        process.log = log
-        self.processes.append(process)
-        return process
-
-    def end(self):
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            process.wait()
-
-
-@pytest.fixture
-def foremen(tmp_path):
-    made = Foremen(tmp_path)
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def network():
-    """Makes networks that can be cut, in front of an endpoint."""
-    proxies = []
-
-    def make(endpoint):
-        proxies.append(Proxy(endpoint))
-        return proxies[-1]
-
-    yield make
-    for proxy in proxies:
-        proxy.close()
-
-
-@pytest.fixture
-def start_remote(runtime_root, notes, monkeypatch, security, foremen, network):
-    """Starts hubs that other hosts may join."""
-    monkeypatch.syspath_prepend(str(TESTS))
-    hubs = []
-
-    def start(max_workers=0, url="tcp://127.0.0.1:*", **policy):
-        hub = Hub(
-            Policy(max_workers, **policy),
-            executor="hub_executor:FunctionExecutor",
-            environment={"ZFAST_TEST": "yes"},
-            on_note=lambda job_id, topic, data: notes.append((topic, bytes(data))),
-            remote=RemoteEndpoint(url, security),
-            versions={"zfast": "0.1.0"},
-        )
-        hubs.append(hub)
-        return Jobs(hub)
-
-    yield start
-    for hub in hubs:
-        hub.close()
-    # A foreman takes its folder away when its flow run is over.
-    settled(lambda: not list(runtime_root.iterdir()))
-
-
-def gone(pid):
-    try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-
-
-def joined(jobs, n=1):
-    """The workers of other hosts, once so many are ready."""
-
-    def ready():
-        found = [worker for worker in jobs.hub._remote if worker.available]
-        return found if len(found) == n else None
-
-    return settled(ready, 30)
 
 
 def test_a_job_runs_on_another_host_with_its_notes_and_environment(start_remote, foremen, notes):
@@ -483,7 +328,7 @@ def test_a_flow_runs_on_another_host_and_its_logs_arrive_once(
 def test_workers_end_soon_after_their_driver_was_killed(foremen, key_folder, tmp_path):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path / "worker")],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env=importing_tests(),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -496,13 +341,12 @@ def test_workers_end_soon_after_their_driver_was_killed(foremen, key_folder, tmp
 
 def test_a_line_between_hosts_that_is_cut_and_comes_back(key_folder, journal, tmp_path):
     gate = tmp_path / "gate"
-    environment = {"PYTHONPATH": str(TESTS)}
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(hosts(1))
         (client,) = network.clients
 
         def start(host, *command):
-            process = stack.enter_context(network.start(host, *command, **environment))
+            process = stack.enter_context(network.start(host, *command, **importing_tests()))
             stack.callback(process.kill)
             return process
 

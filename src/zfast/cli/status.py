@@ -109,7 +109,8 @@ def _parts(hub: HubStatus) -> list[RenderableType]:
         Text(f"flow run process {hub.pid}{where}"),
         progress,
         Text(
-            f"{_mib(hub.leased_nbytes)} of results leased, {_mib(hub.inflight_nbytes)} under way; "
+            f"{_mib(hub.leased_nbytes)} of results leased here, {_mib(hub.remote_nbytes)} on other "
+            f"hosts, {_mib(hub.inflight_nbytes)} under way; "
             f"lease {hub.lease_s:g} s"
         ),
         table,

@@ -24,6 +24,7 @@ def worker(
     environment: Environment = None,
     key: str = "client",
     token_file: Annotated[Path | None, Parameter(show_default=False)] = None,
+    data_endpoint: Annotated[str | None, Parameter(show_default=False)] = None,
     insecure: Flag = False,
 ) -> None:
     """Run tasks of the flows at an endpoint, one flow run after another.
@@ -42,6 +43,10 @@ def worker(
         Which key pair of the key folder to show.
     token_file
         Holds a bearer token for it, and a new one before that ends.  [default: ZFAST_TOKEN_FILE]
+    data_endpoint
+        Where the other hosts of a run take data of this one: tcp://host:port, port * for any, or
+        none: they get it by way of the flow's process.  [default: any port of the address by which
+        this host reaches the flow's, with keys made for the run]
     insecure
         Allow tcp of the loopback interface that nothing guards.
     """
@@ -54,6 +59,7 @@ def worker(
         ),
         workers if workers is not None else _n_processors(),
         _say,
+        data_endpoint=data_endpoint,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: foreman.leave())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -11,12 +12,15 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
-from prefect.states import Crashed
 
 from zfast.codec import decode
+from zfast.deadline import Deadline
+from zfast.errors import ResultLostError, WorkerError
+from zfast.prefect.crashes import crashed, crashed_by
 from zfast.sharing.handover import Parcel
 
 if TYPE_CHECKING:
+    from zfast.prefect.making import Making
     from zfast.sharing.handover import Handover
 
 logger = logging.getLogger("zfast.prefect")
@@ -69,16 +73,29 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         super().__init__(task_run_id, _Outcome())
         self._parcel: Parcel | None = None
         self._handover: Handover | None = None
+        #: How to have the parcel again, as long as it can be lost.
+        self.making: Making | None = None
         self._decoding = threading.Lock()
 
     def settle(self, state: State[Any]) -> None:
         """Complete the future with a State made here."""
         self.wrapped_future.set_result(state)
 
-    def settle_parcel(self, parcel: Parcel, handover: Handover) -> None:
-        """Complete the future with a State as it came from a worker of ``handover``'s hub."""
-        self._parcel, self._handover = parcel, handover
-        self.wrapped_future.set_result(parcel)
+    def settle_parcel(
+        self, parcel: Parcel, handover: Handover, making: Making | None = None
+    ) -> None:
+        """Complete the future with a State as it came from a worker of ``handover``'s hub.
+
+        Args:
+            making: How to have it again should it be lost; None if it cannot be.
+        """
+        self._parcel, self._handover, self.making = parcel, handover, making
+        if making is not None:
+            making.keep_in(self._renew)
+        self.wrapped_future.set_result(None)
+
+    def _renew(self, parcel: Parcel) -> None:
+        self._parcel = parcel
 
     def parcel_for(self, handover: Handover) -> Parcel | None:
         """The State as it came, if it can be sent on through ``handover`` as it is."""
@@ -86,28 +103,68 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
 
     @property
     def state(self) -> State[Any]:
-        """The task run's state: its final one once it has ended, else what the API knows."""
-        if self._final_state is None and self.wrapped_future.done():
-            with self._decoding:
-                if self._final_state is None:
-                    self._final_state = self._decode()
+        """The task run's state: its final one once it has ended, else what the API knows.
+
+        A result that was lost is made again, and waited for.
+        """
+        if self.wrapped_future.done():
+            self._decode(Deadline(None))
         return super().state
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
         """The task run's result, waited for and mapped. See ``PrefectFuture.result``."""
+        deadline = Deadline(None if timeout is None else max(0.0, timeout))
         self.wait(timeout)
-        if not self.wrapped_future.done():
+        if not (self.wrapped_future.done() and self._decode(deadline)):
             raise TimeoutError(
                 f"Task run {self.task_run_id} did not complete within {timeout} seconds"
             )
-        _ = self.state  # decoded now, in the thread that wants it
         return super().result(None, raise_on_failure)
 
-    def _decode(self) -> State[Any]:
-        outcome: object = self.wrapped_future.result()
-        if not isinstance(outcome, Parcel):
-            return cast("State[Any]", outcome)
+    def _decode(self, deadline: Deadline) -> bool:
+        """Have the final State; False if it did not come here, or was lost and not made again,
+        in time.
+        """
+        while self._final_state is None:
+            parcel = self._parcel
+            try:
+                if parcel is not None and not parcel.wait(deadline.left()):
+                    return False
+                with self._decoding:  # what it needs is here: nobody waits for long
+                    if self._final_state is None:
+                        self._final_state = self._open(parcel)
+                        self.making = None  # it cannot be lost any more
+                break
+            except ResultLostError as error:
+                loss = error.with_traceback(None)
+            again = self._make_again(loss, deadline)
+            if again is None:
+                return False
+            if again is parcel or isinstance(again, WorkerError):
+                # Why it was not made again may be another matter, such as the runner's end.
+                lost = again if isinstance(again, ResultLostError) else loss
+                with self._decoding:
+                    self._final_state = self._final_state or crashed_by(lost)
+        return True
+
+    def _open(self, parcel: Parcel | None) -> State[Any]:
+        if parcel is None:
+            return cast("State[Any]", self.wrapped_future.result())
         try:
-            return cast("State[Any]", decode(outcome.open()))
+            return cast("State[Any]", decode(parcel.open()))
+        except ResultLostError:
+            raise
         except Exception as error:
-            return Crashed(message=f"The result cannot be decoded: {error}", data=error)
+            return crashed(f"The result cannot be decoded: {error}", error)
+
+    def _make_again(self, loss: ResultLostError, deadline: Deadline) -> Parcel | WorkerError | None:
+        """The parcel made again, or why not; None if that takes too long."""
+        making = self.making
+        if making is None:
+            return loss
+        made: queue.SimpleQueue[Parcel | WorkerError] = queue.SimpleQueue()
+        making.ask(loss, made.put)
+        try:
+            return made.get(timeout=deadline.left())
+        except queue.Empty:
+            return None

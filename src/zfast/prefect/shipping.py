@@ -16,6 +16,8 @@ from zfast.runner.job import Blob
 
 #: What workers of another host must have in the same version; of Python the minor one.
 SHARED_PACKAGES = ("python", "zfast", "prefect", "cloudpickle")
+#: Run contexts that are known; each task run that submits others has one.
+MAX_CONTEXTS = 64
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -71,6 +73,8 @@ class Shipper:
                         "parameters",
                     ) from error
                 self._contexts[key] = known
+                if len(self._contexts) > MAX_CONTEXTS:
+                    del self._contexts[next(iter(self._contexts))]
             return known[1]
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from typing import TYPE_CHECKING, Any
 
-from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled
 
 from zfast.codec import encode
 from zfast.errors import WorkerError
+from zfast.prefect.crashes import crashed, crashed_by
 from zfast.prefect.future import ZfastFuture
-from zfast.prefect.reporting import Reporter
-from zfast.runner.hub import Hub
-from zfast.runner.job import Blob, Job, JobCancelledError, Outcome
+from zfast.prefect.making import Input, Making
+from zfast.prefect.workshop import Workshop
+from zfast.runner.job import JobCancelledError
 from zfast.sharing.handover import Handover, Parcel
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ class Submission:
     """Goes to the hub when its upstream futures are done, and ends its own.
 
     Args:
-        completions: Where futures end: not on the hub's thread, which a callback of the user's, or
-            the decoding of a large result, would hold up.
-        call: The encoded ``Call``, in which futures are indices of ``upstream``.
+        making: Of the task run; futures in its call are indices of ``upstream``.
         upstream: What it waits for.
 
     Threads: any.
@@ -36,25 +33,16 @@ class Submission:
 
     def __init__(
         self,
-        *,
-        hub: Hub,
-        completions: concurrent.futures.Executor,
-        reporter: Reporter,
+        workshop: Workshop,
         future: ZfastFuture,
         task: Task[Any, Any],
-        code: Blob,
-        context: Blob,
-        call: Parcel,
+        making: Making,
         upstream: list[PrefectFuture[Any]],
     ) -> None:
-        self._hub = hub
-        self._completions = completions
-        self._reporter = reporter
+        self._workshop = workshop
         self._future = future
         self._task = task
-        self._code = code
-        self._context = context
-        self._call = call
+        self._making = making
         self._upstream = upstream
         self._waiting = len(upstream)
         self._lock = threading.Lock()
@@ -75,57 +63,50 @@ class Submission:
 
     def _submit(self) -> None:
         try:
-            handover = self._hub.handover
-            parcels = [self._call, *(_state_parcel(f, handover) for f in self._upstream)]
+            given = [_hand_on(future, self._workshop.hub.handover) for future in self._upstream]
         except Exception as error:
             self._future.settle(crashed(f"An upstream result cannot be sent on: {error}", error))
             return
-        job = Job(
-            self._future.task_run_id.bytes,
-            self._code,
-            self._context,
-            parcels,
-            self._done,
-            on_replay=self._replayed,
-            client=self._context.digest,
-        )
         self._upstream = []
-        self._hub.submit(job)
+        self._making.begin(given, self._done)
 
-    def _replayed(self, attempt: int, cause: str) -> None:
-        self._reporter.report_replay(self._future.task_run_id, attempt, cause)
-
-    def _done(self, outcome: Outcome) -> None:
+    def _done(self, made: Parcel | WorkerError) -> None:
         try:
-            self._completions.submit(self._complete, outcome)
+            self._workshop.completions.submit(self._complete, made)
         except RuntimeError:  # the runner was left meanwhile
-            self._complete(outcome)
+            self._complete_elsewhere(made)
 
-    def _complete(self, outcome: Outcome) -> None:
+    def _complete_elsewhere(self, made: Parcel | WorkerError) -> None:
+        """Not in this step: a callback of the user's may wait for another one."""
+        thread = threading.Thread(
+            target=self._complete, args=(made,), name="zfast-completion", daemon=True
+        )
         try:
-            if isinstance(outcome, JobCancelledError):
-                self._future.settle(Cancelled(message=str(outcome)))
-            elif isinstance(outcome, WorkerError):
-                # The detail, a remote traceback, stays with the exception.
-                message = f"{outcome.message} – {outcome.hint}" if outcome.hint else outcome.message
-                state = crashed(message, outcome)
-                self._reporter.report_crash(self._future.task_run_id, state, self._task)
+            thread.start()
+        except RuntimeError:  # there can be no more threads
+            self._complete(made)
+
+    def _complete(self, made: Parcel | WorkerError) -> None:
+        try:
+            if isinstance(made, JobCancelledError):
+                self._future.settle(Cancelled(message=str(made)))
+            elif isinstance(made, WorkerError):
+                state = crashed_by(made)
+                self._workshop.reporter.report_crash(self._future.task_run_id, state, self._task)
                 self._future.settle(state)
             else:
-                self._future.settle_parcel(outcome[0], self._hub.handover)
+                making = self._making if made.is_remote else None
+                self._future.settle_parcel(made, self._workshop.hub.handover, making)
         except Exception as error:
             self._future.settle(crashed(f"The result was lost: {error}", error))
 
 
-def crashed(message: str, error: BaseException) -> State[Any]:
-    """The State of a task run that no engine brought to its end."""
-    return Crashed(message=message, data=error)
-
-
-def _state_parcel(future: PrefectFuture[Any], handover: Handover) -> Parcel:
+def _hand_on(future: PrefectFuture[Any], handover: Handover) -> Input:
     if isinstance(future, ZfastFuture):
+        making = future.making  # first: without one, the parcel is here to stay
         parcel = future.parcel_for(handover)
         if parcel is not None:
-            return parcel
+            return parcel, making or parcel
     future.wait()
-    return handover.snapshot(encode(future.state))
+    parcel = handover.snapshot(encode(future.state))
+    return parcel, parcel

@@ -16,14 +16,17 @@ from prefect.task_runners import TaskRunner
 
 from zfast.codec import encode
 from zfast.errors import ZfastError
+from zfast.prefect.crashes import crashed
 from zfast.prefect.future import ZfastFuture
+from zfast.prefect.making import Making
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.runner_settings import make_policy, make_remote
 from zfast.prefect.shipping import Shipper, child_environment, shared_versions
 from zfast.prefect.state_tap import process_tap
-from zfast.prefect.submission import Submission, crashed
+from zfast.prefect.submission import Submission
 from zfast.prefect.worker_vitals import WorkerVitals
+from zfast.prefect.workshop import Workshop
 from zfast.runner.hub import Hub
 from zfast.runner.policy import check_whole_number
 from zfast.security.server_security import ServerSecurity
@@ -130,11 +133,10 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         self._lock = threading.Lock()
         self._mapped = _Mapped()
         self._hub: Hub | None = None
+        self._workshop: Workshop | None = None
         self._vitals: WorkerVitals | None = None
         self._shipper: Shipper | None = None
         self._reporter: Reporter | None = None
-        # Futures end here and not on the hub's thread, which a callback of the user's, or the
-        # decoding of a large result, would hold up.
         self._completions = concurrent.futures.ThreadPoolExecutor(
             MAX_COMPLETIONS, thread_name_prefix="zfast-completion"
         )
@@ -195,6 +197,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             else:
                 self._hub.abort()
             self._completions.shutdown()
+            if self._workshop is not None:
+                self._workshop.close()
             self._reporter.close()
         self._reset()
         super().__exit__(exc_type, exc_value, traceback)
@@ -234,7 +238,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             )
         from prefect._internal.uuid7 import uuid7
 
-        hub, shipper, reporter = self._start()
+        workshop, shipper = self._start()
         future = ZfastFuture(uuid7())
         upstream: list[PrefectFuture[Any]] = []
         call: Call = {
@@ -245,23 +249,20 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "tags": TagsContext.get().current_tags,
         }
         try:
-            submission = Submission(
-                hub=hub,
-                completions=self._completions,
-                reporter=reporter,
-                future=future,
-                task=task,
+            making = Making(
+                workshop,
+                task,
+                future.task_run_id,
                 code=shipper.ship_task(task),
                 context=shipper.ship_context(),
-                call=hub.handover.snapshot(
+                call=workshop.hub.handover.snapshot(
                     encode(call, persistent_id=make_references(upstream)), self._mapped.copies
                 ),
-                upstream=upstream,
             )
         except ZfastError as error:
             future.settle(crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error))
             return future
-        submission.start()
+        Submission(workshop, future, task, making, upstream).start()
         return future
 
     def map(
@@ -277,9 +278,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         finally:
             self._mapped.copies = None
 
-    def _start(self) -> tuple[Hub, Shipper, Reporter]:
+    def _start(self) -> tuple[Workshop, Shipper]:
         with self._lock:
-            if self._hub is None or self._shipper is None or self._reporter is None:
+            if self._workshop is None or self._shipper is None:
                 self._reporter = Reporter()
                 remote = make_remote(**self._joining)
                 self._hub = Hub(
@@ -293,6 +294,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 if self._hub.endpoint is not None:
                     self.logger.info("Workers may join at %s", self._hub.endpoint)
                 self._shipper = Shipper()
+                self._workshop = Workshop(self._hub, self._reporter, self._completions)
                 if process_tap.is_active:
                     self._vitals = WorkerVitals(self._hub)
-            return self._hub, self._shipper, self._reporter
+            return self._workshop, self._shipper

@@ -1,8 +1,9 @@
 """Attempts: which worker runs which job, for the how-manieth time, and whose word counts.
 
-Each run of a job is an attempt, numbered from 1. A job is held by one worker at a time, and only
-what its holder says about the current attempt counts. When the holder dies, what it had begun is
-run again as the next attempt; what it had not is handed out anew, as the same attempt.
+Each run of a job is an attempt, numbered from 1, or from where the job says. A job is held by one
+worker at a time, and only what its holder says about the current attempt counts. When the holder
+dies, what it had begun is run again as the next attempt; what it had not is handed out anew, as the
+same attempt.
 
 ::
 
@@ -64,8 +65,7 @@ class Fallout:
 @dataclass(slots=True)
 class _Record:
     job: Job
-    attempt: int = 1
-    deaths: list[str] = field(default_factory=list)
+    attempt: int
     assignment: Assignment | None = None
 
 
@@ -100,7 +100,7 @@ class AttemptTable:
         """
         if job.job_id in self._records:
             raise ValueError(f"job {job.job_id.hex()} was submitted before and has not ended")
-        self._records[job.job_id] = _Record(job)
+        self._records[job.job_id] = _Record(job, job.first_attempt)
 
     def attempt(self, job: Job) -> int:
         """The number of a job's current attempt, or of its next if it is queued."""
@@ -163,10 +163,10 @@ class AttemptTable:
                 continue
             record.attempt += 1
             if assignment.serial == (first if begun is None else begun):
-                record.deaths.append(cause)
-            if len(record.deaths) >= self._max_worker_deaths:
+                job.deaths.append(cause)
+            if len(job.deaths) >= self._max_worker_deaths:
                 del self._records[job.job_id]
-                fallout.given_up.append((job, record.deaths))
+                fallout.given_up.append((job, job.deaths))
             else:
                 fallout.begun.append(job)
         self._held.pop(holder, None)
@@ -193,7 +193,7 @@ class AttemptTable:
 
     def is_suspect(self, job: Job) -> bool:
         """Whether a worker has died of it, so that it better runs alone."""
-        return bool(self._records[job.job_id].deaths)
+        return bool(job.deaths)
 
     @property
     def inflight_nbytes(self) -> int:

@@ -9,6 +9,8 @@ from typing_extensions import Buffer
 
 from zfast.errors import ProtocolError
 
+#: Messages that are received from a socket before anything else has its turn.
+BURST = 256
 #: What travels beside a control message.
 Buffers = Sequence["bytes | memoryview"]
 

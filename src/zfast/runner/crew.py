@@ -9,21 +9,39 @@ import time
 
 import zmq
 
-from zfast.errors import ProtocolError, WorkerStartError
-from zfast.runner.control import ControlMessage
+from zfast.errors import ArenaError, ProtocolError, WorkerStartError
+from zfast.runner.control import Buffers, ControlMessage
+from zfast.runner.data_endpoint import DataEndpoint
+from zfast.runner.deliveries import Deliveries
+from zfast.runner.host_data import HostData
 from zfast.runner.hub_socket import HubSocket
 from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
-from zfast.runner.protocol import HUB_MESSAGES, Leaving, Ready, Stop
-from zfast.runner.remote_protocol import Died, End, Relayed, Started, Welcome
+from zfast.runner.protocol import (
+    HUB_MESSAGES,
+    AttemptId,
+    Done,
+    Failed,
+    Gone,
+    Leaving,
+    Ready,
+    Release,
+    Returned,
+    Stop,
+)
+from zfast.runner.remote_protocol import Died, End, Relayed, Retire, Started, Welcome
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.session import Session
 from zfast.runner.staffing import FIRST_PAUSE_S, MAX_FIRST_FAILURES, MAX_PAUSE_S
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_handle import STOP_GRACE_S
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
+from zfast.sharing import exchange
 
 logger = logging.getLogger("zfast.worker")
+
+#: What workers say that the hub need not hear, or not as it is.
+_OF_THIS_HOST = {HUB_MESSAGES.kinds[message] for message in (Done, Release, Gone)}
 
 
 class Crew:
@@ -34,6 +52,10 @@ class Crew:
         poller: Woken when a worker says something or dies.
         welcome: What the hub wants its workers to be started with.
         initializer: What workers call first, pickled.
+        data_endpoint: Where other hosts may take data of this one.
+
+    Raises:
+        ConfigError, TransportError: The data endpoint cannot be bound.
     """
 
     def __init__(
@@ -43,18 +65,20 @@ class Crew:
         welcome: Welcome,
         initializer: bytes | None,
         n_workers: int,
+        data_endpoint: DataEndpoint,
     ) -> None:
         self._session = session
         self._n_workers = n_workers
         self._folder = RuntimeFolder()
         if initializer is not None:
             (self._folder.path / "initializer.pickle").write_bytes(initializer)
+        segment_socket = self._folder.path / exchange.FILE_NAME
         config = WorkerConfig(
             endpoint=self._folder.endpoint,
             runtime_folder=str(self._folder.path),
             executor=welcome.executor,
             environment=welcome.environment,
-            segment_socket=None,
+            segment_socket=str(segment_socket) if exchange.is_supported() else None,
             sys_path=merged_path(welcome.sys_path),
             beat_s=welcome.lease_s / LOOKS_PER_LEASE,
             initializer=str(self._folder.path / "initializer.pickle") if initializer else None,
@@ -70,22 +94,32 @@ class Crew:
         )
         self._socket = HubSocket(poller)
         self._pool = WorkerPool(config, policy, self._socket.send, poller, lambda _: True)
+        try:
+            self._data = HostData(
+                session, welcome.session_id, poller, self._folder.path, data_endpoint
+            )
+        except BaseException:
+            self._folder.remove()
+            self._socket.close()
+            raise
+        self._deliveries = Deliveries(self._socket, self._data, self._give_back)
         self._told_leaving: set[bytes] = set()
         self._failures = 0
         self._start_again_at = 0.0
         self._leaving = False
+        self._retired = False
 
     @property
     def next_turn(self) -> float:
         """When ``turn`` must be called at the latest, by the monotonic clock."""
         now = time.monotonic()
         again = self._start_again_at if self._start_again_at > now else float("inf")
-        return min(self._pool.next_look, again)
+        return min(self._pool.next_look, again, self._data.next_turn)
 
     @property
     def is_gone(self) -> bool:
-        """It was to leave, and has."""
-        return self._leaving and not self._pool
+        """It was to leave, and has; nobody needs its data any more."""
+        return self._retired and not self._data.n_kept
 
     def take(self, message: ControlMessage, buffers: list[memoryview]) -> None:
         """Take what the hub says."""
@@ -95,12 +129,12 @@ class Crew:
                 if message.kind == HUB_MESSAGES.kinds[Stop]:
                     worker.leaving = True
                     worker.stop_by = time.monotonic() + STOP_GRACE_S
-                self._socket.send_raw(message.worker, message.kind, message.body, buffers)
+                self._deliveries.put(message.worker, message.kind, message.body, buffers)
         elif isinstance(message, End):
             worker = self._pool.get(message.worker)
             if worker is not None:
                 worker.kill(message.verdict)
-        else:
+        elif not self._data.take(message, buffers):
             raise ProtocolError(f"unexpected {type(message).__name__} from the hub")
 
     def turn(self, *, leaving: bool) -> None:
@@ -110,6 +144,7 @@ class Crew:
             WorkerStartError: Workers end before they are ready, one after the other.
         """
         self._leaving = leaving
+        self._data.turn()
         while (received := self._socket.receive_raw()) is not None:
             self._relay(received.routing_id or b"", received.kind, bytes(received.body),
                         received.buffers)  # fmt: skip
@@ -117,7 +152,9 @@ class Crew:
             self._mourn(worker)
         self._pool.look_after()
         for worker in self._pool.take_bereaved():
-            logger.debug("worker %s and its children are gone", worker.pid)
+            self._data.desk.end_worker(worker.routing_id, worker.pid)
+        for routing_id, message in self._data.desk.take_messages(w.routing_id for w in self._pool):
+            self._socket.send(routing_id, message)
         for worker in self._pool:
             if (worker.leaving or leaving) and worker.routing_id not in self._told_leaving:
                 self._told_leaving.add(worker.routing_id)
@@ -126,6 +163,9 @@ class Crew:
                     worker.kill()
         if not leaving and time.monotonic() >= self._start_again_at:
             self._start_missing()
+        if leaving and not self._pool and not self._retired:
+            self._retired = True
+            self._session.post(Retire())
 
     def _start_missing(self) -> None:
         for _ in range(self._pool.resize(self._n_workers)):
@@ -136,6 +176,7 @@ class Crew:
                 return
             if not self._socket.is_bound:  # from here on there is one to remove it if we die
                 self._socket.bind(self._folder.endpoint)
+            self._data.desk.admit(worker.routing_id, worker.pid)
             self._session.post(Started(worker.routing_id, worker.pid))
 
     def _relay(self, name: bytes, kind: int, body: bytes, buffers: list[memoryview]) -> None:
@@ -146,12 +187,43 @@ class Crew:
         if kind == HUB_MESSAGES.kinds[Ready]:
             self._pool.now_ready(worker)
             self._failures = 0
-        self._pass_on(name, kind, body, buffers)
+        try:
+            self._take_from_worker(name, kind, body, buffers)
+        except ProtocolError as error:
+            logger.error("%s is killed for what it said: %s", worker.label, error)
+            worker.kill(f"it was killed for what it said: {error.message}")
 
-    def _pass_on(self, name: bytes, kind: int, body: bytes, buffers: list[memoryview]) -> None:
+    def _take_from_worker(
+        self, name: bytes, kind: int, body: bytes, buffers: list[memoryview]
+    ) -> None:
+        if kind in _OF_THIS_HOST:
+            message = HUB_MESSAGES.decode(kind, body)
+            if isinstance(message, Release):
+                self._data.desk.release(name, message.keys)
+            elif isinstance(message, Gone):
+                self._data.desk.remove_segments(name, message.segment_ids)
+            elif isinstance(message, Done):
+                self._take_result(name, message, buffers)
+        else:
+            self._pass_on(name, kind, body, buffers)
+
+    def _take_result(self, name: bytes, message: Done, buffers: list[memoryview]) -> None:
+        try:
+            done, travelling = self._data.keep(name, message, buffers)
+        except (ArenaError, OSError) as error:  # such as too many open files
+            failed = Failed(message.attempt, type(error).__name__, str(error), "")
+            self._pass_on(name, *HUB_MESSAGES.encode(failed), [])
+        else:
+            self._pass_on(name, *HUB_MESSAGES.encode(done), travelling)
+
+    def _pass_on(self, name: bytes, kind: int, body: bytes, buffers: Buffers) -> None:
         self._session.post(Relayed(name, kind, body), buffers)
 
+    def _give_back(self, name: bytes, attempt: AttemptId) -> None:
+        self._pass_on(name, *HUB_MESSAGES.encode(Returned(attempt)), [])
+
     def _mourn(self, worker: WorkerProcess) -> None:
+        self._deliveries.forget(worker.routing_id)
         was_expected = worker.stop_by < float("inf") or worker.verdict is not None
         self._told_leaving.discard(worker.routing_id)
         self._session.post(
@@ -176,6 +248,7 @@ class Crew:
             worker.release()
         for worker in self._pool.take_survived():
             worker.close()
+        self._data.close()
         self._socket.close()
 
 

@@ -10,6 +10,7 @@ from zfast.errors import ProtocolError, WorkerDiedError, WorkerError, ZfastError
 from zfast.runner.attempts import Assignment, AttemptTable
 from zfast.runner.job import Blob, Job, Outcome
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.parking import Parking
 from zfast.runner.placement import Placement
 from zfast.runner.policy import Policy
 from zfast.runner.protocol import (
@@ -21,6 +22,8 @@ from zfast.runner.protocol import (
     Warm,
     join_parcels,
 )
+from zfast.runner.remote_data import RemoteData
+from zfast.runner.remote_segment import RemoteSegment
 from zfast.runner.scheduling import RECALL_AFTER_S, Durations, FairQueue
 from zfast.runner.worker_handle import WorkerHandle
 
@@ -41,15 +44,20 @@ class Dispatcher:
         self,
         policy: Policy,
         desk: LeaseDesk,
+        data: RemoteData,
         workers: Callable[[], Iterable[WorkerHandle]],
     ) -> None:
         self._policy = policy
         self._desk = desk
+        self._data = data
         self._workers = workers
         self._attempts = AttemptTable(policy.max_worker_deaths)
         self._queue = FairQueue()
         self._durations = Durations()
-        self._placement = Placement(policy, desk, self._attempts, self._durations, workers)
+        self._parking = Parking()
+        self._placement = Placement(
+            policy, desk, data, self._attempts, self._parking, self._durations, workers
+        )
         self._codes: OrderedDict[bytes, Blob] = OrderedDict()
         self._context: Blob | None = None
         self._cancelled: dict[bytes, WorkerError] = {}
@@ -71,7 +79,7 @@ class Dispatcher:
     @property
     def n_queued(self) -> int:
         """Jobs that no worker has."""
-        return len(self._queue)
+        return len(self._queue) + len(self._parking)
 
     @property
     def n_replays(self) -> int:
@@ -120,8 +128,8 @@ class Dispatcher:
             replays: Also those that wait to be run again.
         """
         kept: list[Job] = []
-        for job in self._queue.drain():
-            if not replays and self._attempts.attempt(job) > 1:
+        for job in [*self._parking.drain(), *self._queue.drain()]:
+            if not replays and self._attempts.attempt(job) > job.first_attempt:
                 kept.append(job)
             else:
                 self._end(job, error)
@@ -135,7 +143,7 @@ class Dispatcher:
 
     def fail_queued(self, error: WorkerError) -> None:
         """End every queued job with ``error``."""
-        for job in self._queue.drain():
+        for job in [*self._parking.drain(), *self._queue.drain()]:
             self._end(job, error)
 
     def fail_all(self, error: WorkerError) -> None:
@@ -160,8 +168,23 @@ class Dispatcher:
             if worker is None:
                 break
             self._queue.take()
-            self._give(worker, job, now)
+            if (loss := self._data.loss(job)) is not None:
+                self._end(job, loss)
+            elif absent := self._data.absent(job, worker):
+                self._park(job, worker, absent)
+            else:
+                self._give(worker, job, now)
         self._recall_waiting(now)
+
+    def _park(self, job: Job, worker: WorkerHandle, absent: set[RemoteSegment]) -> None:
+        """Let a job wait until what it is given is here; then it is its turn again."""
+        self._parking.put(job, worker.routing_id)
+
+        def unpark() -> None:
+            if self._parking.take(job):  # not taken back meanwhile
+                self._queue.put_back([job])
+
+        self._data.bring_all(absent, unpark)
 
     def finish(self, worker: WorkerHandle, attempt: AttemptId) -> Job | None:
         """The job whose end a worker tells; None if its word does not count any more."""
@@ -218,7 +241,8 @@ class Dispatcher:
 
     def _give(self, worker: WorkerHandle, job: Job, now: float) -> None:
         try:
-            counts, shared, buffers = join_parcels(job.parcels, sharing=worker.is_local)
+            self._data.locate(job, worker)
+            counts, shared, buffers = join_parcels(job.parcels, self._data.stays(worker))
         except (ZfastError, OSError) as error:  # such as too many open files
             self._end(job, WorkerError(f"what the task is given cannot be read: {error}"))
             return
@@ -238,7 +262,8 @@ class Dispatcher:
             counts,
             shared,
         )
-        self._desk.grant(worker.routing_id, run)
+        if worker.is_local:
+            self._desk.grant(worker.routing_id, run)
         worker.send(run, buffers)
 
     def _send_blobs(self, worker: WorkerHandle, blobs: list[Blob]) -> None:

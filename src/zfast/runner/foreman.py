@@ -18,8 +18,9 @@ from importlib import metadata
 
 import zmq
 
-from zfast.errors import ConfigError, ProtocolError, WorkerStartError
+from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerStartError
 from zfast.runner.crew import Crew
+from zfast.runner.data_endpoint import DataEndpoint
 from zfast.runner.hub_line import HubAddress, HubLine
 from zfast.runner.remote_protocol import Quit, Welcome
 
@@ -34,10 +35,22 @@ class Foreman:
         address: Where hubs are to be found.
         n_workers: Worker processes.
         say: Told, in a sentence, what a user may want to see.
+        data_endpoint: Where other hosts may take data of this one; as ``DataEndpoint``.
+
+    Raises:
+        ConfigError: The data endpoint is malformed or unprotected.
     """
 
-    def __init__(self, address: HubAddress, n_workers: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: HubAddress,
+        n_workers: int,
+        say: Callable[[str], None],
+        *,
+        data_endpoint: str | None = None,
+    ) -> None:
         self._address = address
+        self._data_endpoint = DataEndpoint(address.url, address.is_guarded, data_endpoint)
         self._n_workers = n_workers
         self._say = say
         self._leaving = 0
@@ -59,6 +72,7 @@ class Foreman:
         Raises:
             HandshakeError: The hub refuses our key, or is not who we trust.
             ConfigError: This host's packages are not those of the hub.
+            TransportError: The data endpoint cannot be bound.
             WorkerError: The hub refuses us, or workers cannot be started.
         """
         while not self._leaving:
@@ -92,8 +106,10 @@ class Foreman:
     ) -> None:
         try:
             check_versions(welcome.versions)
-            crew = Crew(line.session, poller, welcome, initializer, self._n_workers)
-        except ConfigError as error:
+            crew = Crew(
+                line.session, poller, welcome, initializer, self._n_workers, self._data_endpoint
+            )
+        except (ConfigError, TransportError) as error:
             self._quit(line, poller, error.message)
             raise
         self._say(f"joined: {self._n_workers} worker processes serve {self._address.url}")

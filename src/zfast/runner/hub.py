@@ -21,6 +21,7 @@ from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
 from zfast.runner.reception import Reception
+from zfast.runner.remote_data import RemoteData
 from zfast.runner.remote_hosts import RemoteHosts
 from zfast.runner.remote_socket import RemoteEndpoint
 from zfast.runner.runtime_folder import RuntimeFolder
@@ -78,6 +79,7 @@ class Hub:
         self._segment_socket = self._folder.path / exchange.FILE_NAME
         config = equip(self._folder, policy, executor, environment)
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
+        self._data = RemoteData(self._commands.put, self._desk.table.has_segment)
         self._socket = HubSocket(self._poller)
         self._remote: RemoteHosts | None = None
         try:
@@ -85,6 +87,7 @@ class Hub:
                 self._remote = RemoteHosts(
                     remote,
                     policy,
+                    self._data,
                     invite(config, policy, versions or {}),
                     self._poller,
                     lambda: self._commands.put(lambda: None),
@@ -101,7 +104,9 @@ class Hub:
             self._poller,
             lambda worker: self._dispatcher.is_busy(worker),
         )
-        self._dispatcher = Dispatcher(policy, self._desk, lambda: self._staffing.workers)
+        self._dispatcher = Dispatcher(
+            policy, self._desk, self._data, lambda: self._staffing.workers
+        )
         self._staffing = Staffing(
             policy, self._pool, self._dispatcher, self._desk, self._remote, self._open_sockets
         )
@@ -111,6 +116,7 @@ class Hub:
             self._remote,
             self._dispatcher,
             self._desk,
+            self._data,
             self._staffing,
             on_note,
             self._describe,
@@ -133,6 +139,13 @@ class Hub:
         """Take back every job that no worker has started."""
         error = JobCancelledError("the task run was cancelled before it started")
         self._command(lambda: self._dispatcher.cancel(error, replays=True))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have something called on the hub's thread; by the caller itself once the hub has ended.
+
+        It must not block.
+        """
+        self._command(function)
 
     def close(self) -> None:
         """Take back what is queued, wait for what runs, stop the workers. Idempotent."""
@@ -193,7 +206,7 @@ class Hub:
         self._poller.register(self._commands.fd, zmq.POLLIN)
         error: WorkerError | None = None
         try:
-            while not (self._closing and not self._pool and not self._dispatcher.n_jobs):
+            while not self._is_done:
                 self._turn()
                 self._poller.poll(self._poll_timeout_ms())
         except BaseException as failure:
@@ -201,6 +214,11 @@ class Hub:
             error = WorkerError(f"the hub failed: {failure!r}", hint="see the log for the cause")
         finally:
             self._end(error or JobCancelledError("the task runner was closed"))
+
+    @property
+    def _is_done(self) -> bool:
+        busy = self._pool or self._dispatcher.n_jobs or self._data.n_coming
+        return self._closing and not busy
 
     def _turn(self) -> None:
         self._commands.run()
@@ -215,10 +233,22 @@ class Hub:
         self._dispatcher.dispatch()
         self._staffing.start_missing(closing=self._closing)
         self._staffing.stop_leaving(closing=self._closing)
+        if self._closing and not self._dispatcher.n_jobs:
+            self._data.bring_leased()
         if self._remote is not None:
             self._remote.turn(waiting=self._dispatcher.n_queued > 0)
 
     def _end(self, error: WorkerError) -> None:
+        try:
+            self._dismantle(error)
+        finally:  # whoever waits for the end does not wait for ever
+            self._closing = True
+            self._data.close()
+            # Results outlive the hub: from now on, whoever lets go of one sees to its lease.
+            self._commands.finish()
+            self._finished.set()
+
+    def _dismantle(self, error: WorkerError) -> None:
         # The folder first: should this process be killed now, the workers remove it.
         self._folder.remove()
         self._pool.kill()
@@ -233,10 +263,6 @@ class Hub:
         self._socket.close()
         if self._remote is not None:
             self._remote.close()
-        self._closing = True
-        # Results outlive the hub: from now on, whoever lets go of one sees to its lease.
-        self._commands.finish()
-        self._finished.set()
 
     def _poll_timeout_ms(self) -> int | None:
         until = min(
@@ -246,7 +272,7 @@ class Hub:
             self._staffing.next_start,
             self._remote.next_turn if self._remote is not None else float("inf"),
         )
-        if self._closing and not self._pool and not self._dispatcher.n_jobs:
+        if self._is_done:
             return 0
         if until == float("inf"):
             return None
@@ -271,6 +297,7 @@ class Hub:
         self._dispatcher.fail_all(
             WorkerDiedError("the task was interrupted: its runner was aborted")
         )
+        self._data.close()
         self._pool.kill()
 
     def _end_leases(self) -> None:
@@ -295,4 +322,5 @@ class Hub:
             [host.name for host in self._remote.hosts] if self._remote is not None else [],
             self._dispatcher,
             self._desk,
+            self._data,
         )

@@ -72,6 +72,11 @@ class HubAddress:
         if endpoint.address.endswith(":*"):
             raise ConfigError(f"{endpoint} names no port", hint="the flow's log says which it is")
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether keys guard the way there."""
+        return self.security is not None and self.url.startswith("tcp:")
+
     def prepare(self, opened: zmq.Socket[bytes]) -> None:
         """Set a socket's options, and have a token brought if there is one.
 
@@ -79,7 +84,7 @@ class HubAddress:
             TransportError: The endpoint is another user's, or could be.
         """
         opened.heartbeat_ivl, opened.heartbeat_timeout = HEARTBEAT_MS, 3 * HEARTBEAT_MS
-        if self.security is not None and self.url.startswith("tcp:"):
+        if self.is_guarded and self.security is not None:
             self.security.guard(opened, self.url)
         opened.reconnect_ivl, opened.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
         connect_only_to_this_user(opened, parse_endpoint(self.url, guarded=True))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zfast.errors import WorkerError
 from zfast.sharing.handover import Parcel
-from zfast.sharing.segments import Lease
 
 logger = logging.getLogger("zfast.runner")
 
@@ -54,6 +53,8 @@ class Job:
         on_replay: Called on the hub's thread when a worker has died of it and it will be run again,
             with the number of the next attempt and how the worker died.
         client: Whose it is; clients take turns.
+        first_attempt: Its number, above 1 if it was run before as another job of this id.
+        deaths: How workers died of it, first those of the other job; the hub adds to it.
     """
 
     job_id: bytes
@@ -63,15 +64,8 @@ class Job:
     on_done: Callable[[Outcome], None]
     on_replay: Callable[[int, str], None] | None = None
     client: bytes = b""
-
-    @property
-    def travelling_nbytes(self) -> int:
-        """Bytes that go through a socket to whoever runs it."""
-        return sum(
-            len(parcel.header)
-            + sum(part.nbytes for part in parcel.parts if not isinstance(part, Lease))
-            for parcel in self.parcels
-        )
+    first_attempt: int = 1
+    deaths: list[str] = field(default_factory=list)
 
     def tell_replay(self, attempt: int, cause: str) -> None:
         """Tell whoever cares. What they raise is logged."""

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from zfast.runner.attempts import AttemptTable
 from zfast.runner.job import Job
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.parking import Parking
 from zfast.runner.policy import Policy
+from zfast.runner.remote_data import RemoteData
+from zfast.runner.remote_worker import RemoteWorker
 from zfast.runner.scheduling import RECALL_AFTER_S, Durations
 from zfast.runner.worker_handle import WorkerHandle
 
@@ -24,28 +27,34 @@ class Placement:
         self,
         policy: Policy,
         desk: LeaseDesk,
+        data: RemoteData,
         attempts: AttemptTable,
+        parking: Parking,
         durations: Durations,
         workers: Callable[[], Iterable[WorkerHandle]],
     ) -> None:
         self._policy = policy
         self._desk = desk
+        self._data = data
         self._attempts = attempts
+        self._parking = parking
         self._durations = durations
         self._workers = workers
 
     def worker_for(self, job: Job) -> WorkerHandle | None:
         """Who gets it now; None if it better waits."""
-        held = [(worker, self._attempts.n_held(worker.routing_id)) for worker in self._workers()]
-        idle = [worker for worker, n_held in held if not n_held and worker.available]
-        n_busy = sum(n_held > 0 and worker.is_local for worker, n_held in held)
+        n_held, n_parked = self._attempts.n_held, self._parking.n_at
+        found = [(w, n_held(w.routing_id), n_parked(w.routing_id)) for w in self._workers()]
+        idle = [w for w, held, parked in found if not held + parked and w.available]
+        n_busy = sum(held + parked > 0 and w.is_local for w, held, parked in found)
         if n_busy >= self._policy.max_workers:  # the other local ones are spares
             idle = [worker for worker in idle if not worker.is_local]
         if len(idle) > 1:
             return max(idle, key=self._preference(job))
         if idle:
             return idle[0]
-        return self._worker_behind([w for w, n_held in held if n_held == 1 and w.available], job)
+        at_one = [w for w, held, parked in found if held == 1 and not parked and w.available]
+        return self._worker_behind(at_one, job)
 
     def _preference(self, job: Job) -> Callable[[WorkerHandle], tuple[int, bool, bool, int, float]]:
         """Those that have the data first, then the host that has, then the experienced, then those
@@ -54,9 +63,12 @@ class Placement:
         A spare may still be busy warming up.
         """
         owned = self._desk.owned_nbytes(job.parcels)
+        on_hosts = self._data.nbytes_on(job.parcels)
         needed = {job.code.digest, job.context.digest}
         return lambda worker: (
-            owned.get(worker.routing_id, 0),
+            on_hosts.get(worker.host, 0)
+            if isinstance(worker, RemoteWorker)
+            else owned.get(worker.routing_id, 0),
             worker.is_local,
             self._attempts.n_assigned(worker.routing_id) > 0,
             len(needed & worker.blobs),

@@ -17,7 +17,7 @@ from zfast.sharing.handover import Parcel
 from zfast.sharing.segments import Lease
 
 #: Raised with every change of a message below; a hub and all of its workers run one version.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 #: A run of a job: the job's id, and the number of the attempt.
 AttemptId = tuple[bytes, int]
@@ -151,13 +151,13 @@ HUB_MESSAGES = MessageTable(
 
 
 def join_parcels(
-    parcels: Iterable[Parcel], *, sharing: bool = True
+    parcels: Iterable[Parcel], stays: Callable[[Lease], bool] = lambda _: True
 ) -> tuple[list[int], list[Descriptor | None], list[bytes | memoryview]]:
     """Lay parcels end to end: ``counts``, ``shared`` and buffers. Copies nothing.
 
     Args:
-        sharing: False for a receiver that shares no memory with this process: what is leased is
-            mapped here, and travels.
+        stays: Whether the receiver reads what is leased where it lies; else it is mapped here, and
+            travels.
     """
     counts: list[int] = []
     shared: list[Descriptor | None] = []
@@ -167,7 +167,7 @@ def join_parcels(
         shared.append(None)
         buffers.append(parcel.header)
         for part in parcel.parts:
-            if isinstance(part, Lease) and sharing:
+            if isinstance(part, Lease) and stays(part):
                 shared.append(part.descriptor)
             else:
                 shared.append(None)

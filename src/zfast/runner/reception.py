@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from zfast.errors import ProtocolError, WorkerError
-from zfast.runner.control import ControlMessage
+from zfast.runner.control import BURST, ControlMessage
 from zfast.runner.dispatcher import Dispatcher
 from zfast.runner.hub_socket import HubSocket
 from zfast.runner.job import JobFailedError, Outcome
@@ -24,11 +24,14 @@ from zfast.runner.protocol import (
     Release,
     Returned,
 )
+from zfast.runner.remote_data import RemoteData
 from zfast.runner.remote_hosts import RemoteHosts
 from zfast.runner.remote_protocol import REMOTE_MESSAGES, AskStatus, Status
+from zfast.runner.remote_worker import RemoteWorker
 from zfast.runner.staffing import Staffing
 from zfast.runner.worker_handle import WorkerHandle
 from zfast.runner.worker_process import WorkerProcess
+from zfast.sharing.handover import Parcel
 
 logger = logging.getLogger("zfast.runner")
 
@@ -51,6 +54,7 @@ class Reception:
         remote: RemoteHosts | None,
         dispatcher: Dispatcher,
         desk: LeaseDesk,
+        data: RemoteData,
         staffing: Staffing,
         on_note: Callable[[bytes, str, memoryview], None],
         describe: Callable[[], bytes],
@@ -60,13 +64,14 @@ class Reception:
         self._remote = remote
         self._dispatcher = dispatcher
         self._desk = desk
+        self._data = data
         self._staffing = staffing
         self._on_note = on_note
         self._describe = describe
 
     def receive(self) -> None:
-        """Take what has come."""
-        while True:
+        """Take what has come; some of it, others have their turn too."""
+        for _ in range(BURST):
             try:
                 received = self._socket.receive_raw()
                 if received is None:
@@ -123,7 +128,7 @@ class Reception:
         if job is None:
             if isinstance(message, Done):
                 # Fenced off: taken in as any result, and let go of at once, so that it is freed.
-                self._desk.receive(worker.routing_id, message, buffers)
+                self._take_result(worker, message, buffers)
             logger.info("%s ended a job that is not its own now", worker.label)
             return
         self._staffing.worker_was_useful()
@@ -135,8 +140,17 @@ class Reception:
         if isinstance(message, Failed):
             return JobFailedError(message.error_type, message.message, message.traceback)
         try:
-            return self._desk.receive(worker.routing_id, message, buffers)
+            return self._take_result(worker, message, buffers)
         except ProtocolError as error:
             logger.error("%s is killed for its result: %s", worker.label, error)
             worker.kill(f"it was killed for its result: {error.message}")
             return WorkerError(f"the result was refused: {error.message}")
+
+    def _take_result(
+        self, worker: WorkerHandle, message: Done, buffers: list[memoryview]
+    ) -> list[Parcel]:
+        if not message.counts:
+            raise ProtocolError("a result without a payload")
+        if isinstance(worker, RemoteWorker):
+            return self._data.receive(worker.host, message, buffers)
+        return self._desk.receive(worker.routing_id, message, buffers)

@@ -12,23 +12,28 @@ import zmq
 
 from zfast import _core
 from zfast.errors import AccessDeniedError, ProtocolError
-from zfast.runner.control import ControlMessage
+from zfast.runner.control import BURST, ControlMessage
 from zfast.runner.policy import Policy
 from zfast.runner.protocol import HUB_MESSAGES, PROTOCOL_VERSION, Ready
+from zfast.runner.remote_data import RemoteData
 from zfast.runner.remote_protocol import (
     REMOTE_MESSAGES,
     AskStatus,
     Beat,
     Died,
     Farewell,
+    Fetched,
     Join,
     Quit,
     Refuse,
     Relayed,
     Resume,
     Resumed,
+    Retire,
+    Serving,
     Started,
     Status,
+    Unfetched,
     Welcome,
 )
 from zfast.runner.remote_socket import RemoteEndpoint, RemoteSocket
@@ -42,8 +47,6 @@ logger = logging.getLogger("zfast.runner")
 LOOK_EVERY_S = 5.0
 #: Hosts whose key was revoked, or whose token has ended, are found so soon.
 REVIEW_EVERY_S = 0.25
-#: Messages that are received before anything else has its turn.
-BURST = 256
 #: When nobody has joined for so long though there is work, the log says so.
 LONELY_S = 10.0
 
@@ -58,8 +61,8 @@ class RemoteHosts:
     Args:
         remote: Where they may join.
         policy: Its lease holds for hosts too.
+        data: Told of hosts, and what they say about data.
         welcome: What each is told first; its session id is filled in.
-        initializer: What workers call first, pickled.
         wake: Called on another thread when there is something to do.
         describe: The hub's status as JSON.
 
@@ -71,11 +74,13 @@ class RemoteHosts:
         self,
         remote: RemoteEndpoint,
         policy: Policy,
+        data: RemoteData,
         welcome: Welcome,
         poller: zmq.Poller,
         wake: Callable[[], None],
         describe: Callable[[], bytes],
     ) -> None:
+        self._data = data
         self._welcome = welcome
         self._initializer = policy.initializer
         self._describe = describe
@@ -225,6 +230,14 @@ class RemoteHosts:
                 worker.last_begun, worker.cause = message.begun, message.cause
                 worker.last_words = message.words
                 self._dead.append(worker)
+        elif isinstance(message, Fetched):
+            self._data.arrive(host, message, buffers)
+        elif isinstance(message, Serving):
+            self._data.serve(host, message, guarded=self._socket.is_guarded)
+        elif isinstance(message, Unfetched):
+            self._data.miss(host, message)
+        elif isinstance(message, Retire):
+            self._data.retire(host)
         elif isinstance(message, Quit):
             self._lose(host, f"its host {host.name} left: {message.reason}")
         else:
@@ -246,6 +259,7 @@ class RemoteHosts:
         name = f"{join.host[:64]}:{join.pid}"
         host = RemoteHost(session_id, join.foreman_id, name, user_id, route)
         self._hosts[session_id] = self._routes[route] = host
+        self._data.join(host)
         welcome = msgspec.structs.replace(self._welcome, session_id=session_id)
         host.session.post(welcome, [self._initializer] if self._initializer else [])
         logger.info("host %s has joined", name)
@@ -272,6 +286,7 @@ class RemoteHosts:
             worker.cause = cause
             self._dead.append(worker)
         host.workers.clear()
+        self._data.lose(host, cause)
         is_expected = not host.is_overdue and self._socket.may(host.user_id, Verb.CLAIM)
         logger.log(logging.INFO if is_expected else logging.WARNING, "%s", cause)
 
@@ -284,6 +299,7 @@ class RemoteHosts:
         return route is not None and self._socket.send(route, kind, body, buffers or [])
 
     def _flush(self) -> None:
+        self._data.flush()
         for host in self.hosts:
             session = host.session
             if session.told != session.received and self._say(host.route, Beat(session.received)):

@@ -9,10 +9,15 @@ header as request id. The others, whose number is 0, are about the connection it
 
 from __future__ import annotations
 
+import hashlib
+
 from zfast.runner.control import ControlMessage, MessageTable
+from zfast.sharing.descriptor import Descriptor
 
 #: What libzmq's heartbeats are set to on both sides, where no limits of a security say it.
 HEARTBEAT_MS = 5000
+#: Smaller parts travel with the job, or the result, that they belong to.
+STAY_MIN_NBYTES = 1 << 20
 
 
 class Join(ControlMessage, frozen=True):
@@ -111,6 +116,81 @@ class Quit(ControlMessage, frozen=True):
     reason: str
 
 
+class Serving(ControlMessage, frozen=True):
+    """Foreman → hub: other hosts may take data from me there.
+
+    ``public_key``: In Z85, made for this session; empty over ipc.
+    """
+
+    endpoint: str
+    public_key: str
+
+
+class Peer(ControlMessage, frozen=True):
+    """A foreman as the others know it: where it serves data, and by which key it is known."""
+
+    peer_id: bytes
+    endpoint: str
+    public_key: str
+
+
+class Peers(ControlMessage, frozen=True):
+    """Hub → foreman: all that serve data now, itself among them; nobody else may ask it."""
+
+    peers: list[Peer]
+
+
+class Supply(ControlMessage, frozen=True):
+    """Hub → foreman: what jobs that follow name; keep it. Buffer 0 holds the bytes."""
+
+    descriptor: Descriptor
+
+
+class Lies(ControlMessage, frozen=True):
+    """Hub → foreman: jobs that follow name that; ask a peer for it, and keep your copy.
+
+    ``served_as``: What the peer calls it, see ``served_as``.
+    """
+
+    descriptor: Descriptor
+    peer_id: bytes
+    served_as: Descriptor
+
+
+class LetGo(ControlMessage, frozen=True):
+    """Hub → foreman: leases that have ended, on what your workers made or on your copies."""
+
+    descriptors: list[Descriptor]
+
+
+class Unfetched(ControlMessage, frozen=True):
+    """Foreman → hub: I have not got that, and jobs that name it are returned.
+
+    ``is_apart``: The peer that has it cannot be reached from here.
+    """
+
+    descriptor: Descriptor
+    reason: str
+    is_apart: bool
+
+
+class Fetch(ControlMessage, frozen=True):
+    """Hub → foreman: send me the bytes of that."""
+
+    descriptor: Descriptor
+
+
+class Fetched(ControlMessage, frozen=True):
+    """Foreman → hub: buffer 0 holds the bytes that were asked for; without it, I have not got
+    them."""
+
+    descriptor: Descriptor
+
+
+class Retire(ControlMessage, frozen=True):
+    """Foreman → hub: my workers have ended. Take what you need of my data, and let go of all."""
+
+
 class Farewell(ControlMessage, frozen=True):
     """Hub → foreman: it is over; what your workers still do does not count. Not numbered."""
 
@@ -137,6 +217,21 @@ class Status(ControlMessage, frozen=True):
     """Hub → who asked: buffer 0 is ``zfast.runner.status.HubStatus`` as JSON. Not numbered."""
 
 
+def peer_id_of(session_id: bytes) -> bytes:
+    """What other hosts call the one of a session, whose own id is a secret between it and hub."""
+    return hashlib.blake2b(session_id, digest_size=8, person=b"zfast peer").digest()
+
+
+def served_as(session_id: bytes, descriptor: Descriptor) -> Descriptor:
+    """What a publication is called at the data endpoint of its host, the one of a session.
+
+    Who was not told cannot guess it, though it knows the segment from another publication in it.
+    """
+    name = b"%b %d %d" % (descriptor.segment_id, descriptor.generation, descriptor.offset)
+    key = hashlib.blake2b(name, key=session_id, digest_size=16, person=b"zfast served").digest()
+    return Descriptor(key, 1, 0, descriptor.nbytes)
+
+
 REMOTE_MESSAGES = MessageTable(
     96,
     (
@@ -156,5 +251,14 @@ REMOTE_MESSAGES = MessageTable(
         Chunk,
         AskStatus,
         Status,
+        Serving,
+        Peers,
+        Lies,
+        LetGo,
+        Unfetched,
+        Fetch,
+        Fetched,
+        Retire,
+        Supply,
     ),
 )

@@ -89,6 +89,11 @@ class RemoteSocket:
             raise
         poller.register(self._socket, zmq.POLLIN)
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether keys decide who comes in, and not the operating system."""
+        return self._door is not None
+
     def maintain(self) -> None:
         """Serve the keys that are valid now, and answer who brought a token."""
         if self._door is not None:

@@ -27,6 +27,7 @@ class RemoteHost:
         route: The connection that it has now; None while it has none.
         silent_looks: Looks since it was heard last. Looks are counted, not seconds: a hub that was
             itself stopped must not find that its hosts are overdue.
+        is_retiring: Its workers have ended, and it gives away what data it has.
         workers: By the foreman's names for them.
     """
 
@@ -37,6 +38,7 @@ class RemoteHost:
     route: bytes | None
     session: Session = field(default_factory=Session)
     silent_looks: int = 0
+    is_retiring: bool = False
     workers: dict[bytes, RemoteWorker] = field(default_factory=dict)
 
     @property

@@ -8,6 +8,7 @@ import msgspec
 
 from zfast.runner.dispatcher import Dispatcher
 from zfast.runner.lease_desk import LeaseDesk
+from zfast.runner.remote_data import RemoteData
 from zfast.runner.remote_worker import RemoteWorker
 from zfast.runner.worker_handle import WorkerHandle
 from zfast.runner.worker_process import WorkerProcess
@@ -47,6 +48,7 @@ class HubStatus(msgspec.Struct):
         queued: Jobs that no worker has.
         replays: Jobs that run, or wait to run, again.
         leased_nbytes: Shared memory that somebody may read.
+        remote_nbytes: Results that lie on other hosts.
         inflight_nbytes: Bytes that travelled for jobs that have not ended.
         hosts: Names of the foremen that have joined.
     """
@@ -60,6 +62,7 @@ class HubStatus(msgspec.Struct):
     running: int
     replays: int
     leased_nbytes: int
+    remote_nbytes: int
     inflight_nbytes: int
     hosts: list[str]
 
@@ -99,6 +102,7 @@ def describe_hub(
     hosts: list[str],
     dispatcher: Dispatcher,
     desk: LeaseDesk,
+    data: RemoteData,
 ) -> bytes:
     """A ``HubStatus`` as JSON. Threads: the hub's."""
     described = [describe_worker(worker, dispatcher) for worker in workers]
@@ -112,6 +116,7 @@ def describe_hub(
         running=sum(len(worker.jobs) for worker in described),
         replays=dispatcher.n_replays,
         leased_nbytes=desk.table.leased_nbytes,
+        remote_nbytes=data.remote_nbytes,
         inflight_nbytes=dispatcher.inflight_nbytes,
         hosts=hosts,
     )

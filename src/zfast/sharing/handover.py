@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,9 +25,15 @@ MAX_SLACK = 2
 Copies = dict[tuple[int, int], "tuple[memoryview | Lease, memoryview]"]
 
 
+class _Referable:
+    """What may be referred to weakly, also where a dataclass cannot say so (Python 3.10)."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """A payload on its way between processes of one host.
+class Parcel(_Referable):
+    """A payload on its way between processes.
 
     Attributes:
         header: As the payload's.
@@ -41,11 +48,37 @@ class Parcel:
 
         Raises:
             ArenaError, TransportError: A segment cannot be had or mapped.
+            ResultLostError: A part lay on a host that was lost.
         """
         return Payload(
             self.header,
             [part.view() if isinstance(part, Lease) else part for part in self.parts],
         )
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until all parts are on this host, or lost; False if that takes longer.
+
+        Raises:
+            ResultLostError: This process is a fork that cannot have them sent.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        segments = [lease.segment for lease in self._leases]
+        for segment in segments:
+            segment.prefetch()
+        return all(
+            segment.wait(None if until is None else max(0.0, until - time.monotonic()))
+            for segment in segments
+        )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a part lies on another host, and would be lost with it."""
+        return any(lease.segment.is_remote for lease in self._leases)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a part lay on a host that was lost."""
+        return any(lease.segment.is_lost for lease in self._leases)
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +91,11 @@ class Parcel:
     @property
     def shared_nbytes(self) -> int:
         """Bytes of the parts that stay where they are."""
-        return sum(part.descriptor.nbytes for part in self.parts if isinstance(part, Lease))
+        return sum(lease.descriptor.nbytes for lease in self._leases)
+
+    @property
+    def _leases(self) -> list[Lease]:
+        return [part for part in self.parts if isinstance(part, Lease)]
 
 
 class Authority(Protocol):
@@ -140,6 +177,16 @@ class Handover:
             known[places[index]] = copy, payload.buffers[index]
         return Parcel(payload.header, [known[place][0] for place in places])
 
+    def publish(self, block: arena.Block, nbytes: int) -> Lease | None:
+        """Publish a block of this process's arena that nobody writes to any more.
+
+        Returns:
+            None if a fork has made the block private.
+        """
+        with self._lock:
+            publication = arena.publish(block.address, nbytes, exclusive=True)
+            return None if publication is None else self._announce(publication, nbytes)
+
     def identify(self, buffer: memoryview) -> Descriptor | None:
         """Name the memory of a buffer that was received and so can never change, else None."""
         found = self._find(buffer)
@@ -192,11 +239,7 @@ class Handover:
             block = arena.copy_in(buffer)  # outside the lock: others publish meanwhile
         except ArenaError:
             return None
-        with self._lock:
-            publication = arena.publish(block.address, buffer.nbytes, exclusive=True)
-            if publication is None:  # a fork has made the block private
-                return None
-            return self._announce(publication, buffer.nbytes)
+        return self.publish(block, buffer.nbytes)
 
     def _announce(self, publication: arena.Publication, nbytes: int) -> Lease:
         segment_id, index = publication.segment_id, publication.segment_index

@@ -115,6 +115,10 @@ class LeaseTable:
         self._publications[descriptor.key] = _Publication(descriptor)
         self._add(descriptor.key, holder)
 
+    def has_segment(self, segment_id: bytes) -> bool:
+        """Whether a segment is known."""
+        return segment_id in self._segments
+
     def is_published(self, descriptor: Descriptor) -> bool:
         """Whether that generation is open, whatever part of it is meant."""
         return descriptor.key in self._publications

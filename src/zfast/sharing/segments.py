@@ -17,7 +17,42 @@ SETTLE_EVERY_S = 0.1
 
 
 class Segment(ABC):
-    """Where publications lie, and which leases on it are read in this process. Threads: any."""
+    """Where publications lie that this process may read. Threads: any."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on another host, and would be lost with it."""
+        return False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it lay on a host that was lost: nothing more in it can be read."""
+        return False
+
+    @abstractmethod
+    def view(self, lease: Lease) -> memoryview:
+        """Read-only bytes of a publication; they keep the lease and the mapping alive.
+
+        Raises:
+            ArenaError: The segment cannot be mapped, or ends before the publication does.
+            ResultLostError: It lay on a host that was lost.
+        """
+
+    def prefetch(self) -> None:
+        """Begin to bring here what a view needs."""
+        self.wait(0.0)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until a view needs not wait; False if that takes longer."""
+        return True
+
+    def find(self, address: int, nbytes: int) -> Descriptor | None:
+        """Describe a range of memory that a lease covers which is read here, else None."""
+        return None
+
+
+class MappedSegment(Segment):
+    """A segment in this host's memory, and which leases on it are read in this process."""
 
     def __init__(self) -> None:
         self._address: int | None = None
@@ -25,11 +60,7 @@ class Segment(ABC):
         self._leases: dict[int, weakref.ref[Lease]] = {}
 
     def view(self, lease: Lease) -> memoryview:
-        """Read-only bytes of a publication; they keep the lease and the mapping alive.
-
-        Raises:
-            ArenaError: The segment cannot be mapped, or ends before the publication does.
-        """
+        """As ``Segment.view``."""
         descriptor = lease.descriptor
         view = self._view(descriptor.offset, descriptor.nbytes, lease)
         self._address = view.address - descriptor.offset
@@ -41,7 +72,7 @@ class Segment(ABC):
         leases[number] = weakref.ref(lease, lambda ended: _forget(leases, number, ended))
 
     def find(self, address: int, nbytes: int) -> Descriptor | None:
-        """Describe a range of memory that a lease covers which is read here, else None."""
+        """As ``Segment.find``."""
         if self._address is None or address < self._address:
             return None
         offset = address - self._address
@@ -99,7 +130,7 @@ class Lease:
             self._on_end(self.descriptor)
 
 
-class OwnSegment(Segment):
+class OwnSegment(MappedSegment):
     """A segment of this process's arena."""
 
     def __init__(self, index: int) -> None:
@@ -110,7 +141,7 @@ class OwnSegment(Segment):
         return arena.own_view(self._index, offset, nbytes, owner)
 
 
-class PeerSegment(Segment):
+class PeerSegment(MappedSegment):
     """A segment of another process, mapped when something in it is read first.
 
     Args:

@@ -1,0 +1,98 @@
+"""Where a foreman lets other hosts take data, and with which keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from zfast.addresses import parse_endpoint
+from zfast.errors import ConfigError, TransportError
+from zfast.security.curve_keys import KeyPair
+
+#: What switches it off: data of this host reaches others by way of the hub.
+NONE = "none"
+_FILE_NAME = "data.sock"
+_EVERY_ADDRESS = ("0.0.0.0", "*")
+
+
+@dataclass(frozen=True, slots=True)
+class DataEndpoint:
+    """Chosen like the hub's: where that is guarded tcp, it is tcp with keys of its own, else ipc.
+
+    Attributes:
+        hub_url: The hub's endpoint.
+        is_guarded: Whether keys guard that.
+        url: ``tcp://host:port``, port ``*`` for any; ``none`` for nowhere; None for the address
+            by which this host reaches the hub, and any port.
+
+    Raises:
+        ConfigError: The url is malformed, or there are no keys to guard it.
+    """
+
+    hub_url: str
+    is_guarded: bool
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url in (None, NONE):
+            return
+        if parse_endpoint(str(self.url), guarded=self.is_guarded).scheme != "tcp":
+            raise ConfigError(
+                f"other hosts cannot take data at {self.url}", hint="use tcp://host:port, or none"
+            )
+
+    def choose(self, folder: Path) -> tuple[str | None, KeyPair | None]:
+        """What to bind for a session, None for nothing, and a new pair of keys for it.
+
+        Args:
+            folder: The foreman's own, for a socket that only this host's processes reach.
+
+        Raises:
+            TransportError: This host's address cannot be found out.
+        """
+        if self.url == NONE:
+            return None, None
+        if not self.is_guarded:
+            return f"ipc://{folder}/{_FILE_NAME}", None
+        return self.url or f"tcp://{self._own_address()}:*", KeyPair.generate("data")
+
+    def as_seen_by_others(self, bound: str) -> str:
+        """The endpoint that other hosts connect to, where it is bound to every address.
+
+        Raises:
+            ConfigError: It is bound to the loopback interface, and the hub is elsewhere.
+            TransportError: This host's address cannot be found out.
+        """
+        host, _, port = bound.removeprefix("tcp://").rpartition(":")
+        if bound.startswith("ipc:"):
+            return bound
+        if host in _EVERY_ADDRESS:
+            return f"tcp://{self._own_address()}:{port}"
+        if _is_loopback(host) and not _is_loopback(self._own_address()):
+            raise ConfigError(
+                f"no other host can take data at {bound}", hint="give the address of a network"
+            )
+        return bound
+
+    def _own_address(self) -> str:
+        """The address of this host's that packets to the hub come from."""
+        host, _, port = self.hub_url.removeprefix("tcp://").rpartition(":")
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((host, int(port)))  # sends nothing
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            raise TransportError(
+                f"no address of this host leads to {self.hub_url}: {error.strerror}",
+                errno=error.errno,
+                hint="say where other hosts may take data: --data-endpoint tcp://address:port",
+            ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False
