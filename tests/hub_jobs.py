@@ -133,7 +133,9 @@ def wait_to_be_let_go(folder, _):
 def only(jobs, pids, folder):
     """Let no worker but those with these pids be given jobs. All of them must be idle."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    n_idle = sum(worker.available for worker in jobs.hub._staffing.workers)
+    idle = [worker for worker in jobs.hub._staffing.workers if worker.available]
+    n_local = min(sum(worker.is_local for worker in idle), jobs.hub._policy.max_workers)
+    n_idle = n_local + sum(not worker.is_local for worker in idle)  # the others are spares
     held = [jobs.submit(wait_to_be_let_go, place) for _ in range(n_idle)]
     try:
         settled(lambda: len(list(place.iterdir())) == n_idle)
