@@ -33,6 +33,9 @@ from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.handover import Parcel
 from zfast.sharing.segments import Lease
 
+#: Segments of other hosts of which it is remembered whose they are.
+MAX_OWNERS = 16_384
+
 
 class RemoteData:
     """Every publication of another host that somebody here has a lease on.
@@ -114,8 +117,7 @@ class RemoteData:
         """
         for descriptor in filter(None, message.shared):
             descriptor.check()
-            owner = self._owners.setdefault(descriptor.segment_id, host)
-            if owner is not host or self._is_own(descriptor.segment_id):
+            if self._owner(descriptor.segment_id, host) is not host:
                 raise ProtocolError(f"{descriptor} is not of {host.name}")
         return split_parcels(message, buffers, lambda descriptor: self._lease(host, descriptor))
 
@@ -250,6 +252,15 @@ class RemoteData:
             self.lose(host, "its flow run is over")
 
     # ---- leases -----------------------------------------------------------------------------
+
+    def _owner(self, segment_id: bytes, claimant: RemoteHost) -> RemoteHost | None:
+        """Whose a segment is: the first to name it; None for this host's own."""
+        if self._is_own(segment_id):
+            return None
+        owner = self._owners.setdefault(segment_id, claimant)
+        if len(self._owners) > MAX_OWNERS:
+            del self._owners[next(iter(self._owners))]
+        return owner
 
     def _lease(self, host: RemoteHost, descriptor: Descriptor) -> Lease:
         segments = self._segments.setdefault(host, {})
