@@ -289,7 +289,7 @@ def test_who_had_not_begun_when_its_input_was_lost_is_in_its_first_attempt(hosts
 
 
 def test_a_step_that_fails_leaves_nobody_waiting(hosts, workshop, told, monkeypatch):
-    nodes = chain(workshop, 3)
+    node = Node(workshop, [])
     hosts.lose()
 
     def fail(*_):
@@ -297,10 +297,10 @@ def test_a_step_that_fails_leaves_nobody_waiting(hosts, workshop, told, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(told, "report_replay", fail)
-        why_not = asked(nodes[-1].making)
+        why_not = asked(node.making)
     assert isinstance(why_not, WorkerError)
     assert "out of order" in why_not.message
-    assert first_of(asked(nodes[-1].making)) == 3
+    assert first_of(asked(node.making)) == 1
 
 
 def return_nothing_from_now_on(*_):
