@@ -82,7 +82,10 @@ def last(array: np.ndarray, folder: Path, name: str = "last") -> float:
 
 
 def states_of(task_run_id: Any, *story: str) -> tuple[TaskRun, list[dict[str, Any]]]:
-    """A task run and its states as the API has them, once their names end with ``story``."""
+    """A task run and its states as the API has them, once their names end with ``story``.
+
+    It hears of them a moment later; what is begun again before that begins with Pending anew.
+    """
     names: list[str] = []
     deadline = time.monotonic() + 30
     while tuple(names[-len(story) :]) != story:
@@ -248,6 +251,7 @@ def test_a_persisted_result_is_read_and_its_task_not_run(hosts, runner, tmp_path
     folder = tmp_path / "runs"
     folder.mkdir()
     made = done(runner.submit(stored, {"folder": folder}))
+    states_of(made.task_run_id, "Completed")
     hosts.lose()
     assert runner.submit(last, {"array": made, "folder": tmp_path}).result() == N - 1
     assert made.result()[-1] == N - 1
@@ -285,6 +289,7 @@ def make_once(folder: Path) -> np.ndarray:
 
 def test_what_fails_when_it_is_made_again_fails_as_it_does(hosts, runner, tmp_path):
     made = done(runner.submit(make_once, {"folder": tmp_path}))
+    states_of(made.task_run_id, "Completed")
     hosts.lose()
     taken = done(runner.submit(last, {"array": made, "folder": tmp_path}))
     assert taken.state.name == "NotReady"
@@ -408,6 +413,7 @@ def test_a_making_that_was_taken_back_leaves_nobody_waiting(hosts, tmp_path):
         made = done(runner.submit(make, {"folder": tmp_path}))
         held = runner.submit(wait_for_file, {"path": tmp_path / "go"})
         settled(lambda: (tmp_path / "go.begun").exists())
+        states_of(made.task_run_id, "Completed")
         hosts.lose()
         read: queue.SimpleQueue[Any] = queue.SimpleQueue()
         reader = threading.Thread(target=lambda: read.put(made.state))
