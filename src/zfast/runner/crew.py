@@ -32,7 +32,12 @@ from zfast.runner.protocol import (
 from zfast.runner.remote_protocol import Died, End, Relayed, Retire, Started, Welcome
 from zfast.runner.runtime_folder import RuntimeFolder
 from zfast.runner.session import Session
-from zfast.runner.staffing import FIRST_PAUSE_S, MAX_FIRST_FAILURES, MAX_PAUSE_S
+from zfast.runner.staffing import (
+    FIRST_PAUSE_S,
+    MAX_FAILURES,
+    MAX_FIRST_FAILURES,
+    MAX_PAUSE_S,
+)
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_handle import STOP_GRACE_S
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
@@ -105,6 +110,7 @@ class Crew:
         self._deliveries = Deliveries(self._socket, self._data, self._give_back)
         self._told_leaving: set[bytes] = set()
         self._failures = 0
+        self._was_ready = False
         self._start_again_at = 0.0
         self._leaving = False
         self._retired = False
@@ -186,7 +192,7 @@ class Crew:
             return
         if kind == HUB_MESSAGES.kinds[Ready]:
             self._pool.now_ready(worker)
-            self._failures = 0
+            self._failures, self._was_ready = 0, True
         try:
             self._take_from_worker(name, kind, body, buffers)
         except ProtocolError as error:
@@ -237,7 +243,8 @@ class Crew:
         self._failures += 1
         pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
         self._start_again_at = time.monotonic() + pause_s
-        if self._failures >= MAX_FIRST_FAILURES * self._n_workers:
+        most = MAX_FAILURES if self._was_ready else MAX_FIRST_FAILURES
+        if self._failures >= most * self._n_workers:
             raise WorkerStartError(message, hint="can this host import what the flow needs?")
 
     def close(self) -> None:
