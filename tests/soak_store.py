@@ -15,6 +15,7 @@ and nothing may be left of the dead.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -69,6 +70,10 @@ def check(stored: StoredObject) -> int:
     return version
 
 
+#: Linux's ``<sys/prctl.h>``.
+PR_SET_PDEATHSIG = 1
+
+
 def fork(run: Callable[[], None]) -> int:
     """Run something in a child, which ends with 0 if it went well."""
     sys.stdout.flush()
@@ -76,6 +81,7 @@ def fork(run: Callable[[], None]) -> int:
     if pid:
         return pid
     try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it writes on for ever
         run()
         os._exit(0)
     except BaseException:
