@@ -378,3 +378,25 @@ def test_without_locks_on_the_file_system(
     store.put("k", b"c")
     assert store.get("k").content == b"c"
     assert temporary_files(store) == []
+
+
+def test_the_first_writers_of_a_store_make_its_folders_together(tmp_path):
+    # Each finds that a folder is missing which another makes just then.
+    n_writers, n_rounds = 8, 60
+    barrier, errors = threading.Barrier(n_writers), []
+
+    def write(writer):
+        for n in range(n_rounds):
+            barrier.wait()
+            try:
+                FolderStore(str(tmp_path / f"s{n}" / "deep")).put(f"a/b/{writer}", b"content")
+            except StoreError as error:
+                errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(n_writers)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert len(list(tmp_path.glob("s*/deep/a/b/*"))) == n_writers * n_rounds

@@ -233,7 +233,7 @@ class FolderStore:
     def _hold(self, path: str) -> None:
         self.leases.hold(path[len(self.basepath) + 1 :])
 
-    def _make_folder(self, path: str) -> None:
+    def _make_folder(self, path: str, *, again: bool = False) -> None:
         # os.makedirs gives its mode to the last folder only.
         try:
             os.mkdir(path, 0o700)
@@ -244,10 +244,11 @@ class FolderStore:
             if path != self.basepath:
                 self._make_folder(os.path.dirname(path))
         except FileNotFoundError:
-            if os.path.isdir(os.path.dirname(path)):
+            if again:
                 raise  # some file systems, such as /proc, say so of what they will not make
-            self._make_folder(os.path.dirname(path))
-            self._make_folder(path)
+            if not os.path.isdir(os.path.dirname(path)):  # else another process has made it by now
+                self._make_folder(os.path.dirname(path))
+            self._make_folder(path, again=True)
             return
         if self.durability == "power":
             sync_folder(os.path.dirname(path))
