@@ -110,7 +110,11 @@ def shared_nbytes(*pids):
 
 
 def _segment_files(pid: int) -> Iterator[os.stat_result]:
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
+    try:
+        fds = list(Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:  # it has ended
+        return
+    for fd in fds:
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             if os.readlink(fd).startswith("/memfd:"):
                 yield fd.stat()

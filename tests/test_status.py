@@ -16,8 +16,11 @@ def test_the_progress_of_a_flow_run_on_a_terminal(start_hub, journal, tmp_path):
         jobs.run(lambda *_: None)
         gate = tmp_path / "gate"
         outcomes = [jobs.submit(wait_for_file, (journal, key, gate)) for key in "ab"]
-        shown = terminal.wait_for(lambda text: "1 ended, 1 running, 1 waiting" in text)
-        assert "busy" in shown
-        gate.touch()
+        try:
+            terminal.wait_for(
+                lambda text: "1 ended, 1 running, 1 waiting" in text and "busy" in text
+            )
+        finally:
+            gate.touch()
         assert [jobs.value(outcome) for outcome in outcomes] == ["a", "b"]
         terminal.wait_for(lambda text: "3 ended, 0 running, 0 waiting" in text)
