@@ -131,6 +131,7 @@ def test_the_driver_fetches_what_it_reads_once(start_remote, foremen, network, j
     assert not values[0].flags.writeable
 
 
+@pytest.mark.long
 def test_many_threads_of_the_driver_read_it_at_once(two_hosts):
     hosts = two_hosts()
     results = [hosts.make(hosts.first, seed) for seed in range(3)]
@@ -157,6 +158,7 @@ def test_a_local_worker_takes_it(two_hosts):
         assert hosts.jobs.value(outcome) == (os.getpid(), True)
 
 
+@pytest.mark.long
 def test_a_result_of_a_local_worker_goes_to_other_hosts_as_ever(
     start_remote, foremen, journal, tmp_path
 ):
@@ -192,6 +194,7 @@ def test_what_lies_on_the_hubs_host_is_sent_to_another_once(
     settled(lambda: jobs.hub.leases.leased_nbytes == 0)
 
 
+@pytest.mark.long
 def test_what_the_driver_has_read_goes_on_to_workers(two_hosts):
     hosts = two_hosts()
     results = [hosts.make(host, seed) for seed, host in enumerate([hosts.first, hosts.second])]
@@ -220,6 +223,7 @@ def test_a_result_of_a_local_worker_is_sent_to_another_host_once(
     assert LARGE < line.passed_nbytes < 1.5 * LARGE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_parts", [3, 200])
 def test_a_result_of_many_parts_comes_right(two_hosts, n_parts):
     hosts = two_hosts()
@@ -245,6 +249,7 @@ def test_a_host_that_has_no_room_for_it_does_without(two_hosts, who):
     assert hosts.n_begun("make-0") == 1
 
 
+@pytest.mark.long
 def test_it_is_passed_on_by_its_own_host_and_by_another(two_hosts):
     hosts = two_hosts()
     for seed, (maker, passer, taker) in enumerate(
@@ -266,6 +271,7 @@ def test_it_is_passed_on_by_its_own_host_and_by_another(two_hosts):
         assert np.array_equal(value["half"], value["whole"][LARGE // 16 :])
 
 
+@pytest.mark.long
 def test_what_was_passed_on_outlives_the_host_that_made_it(two_hosts):
     hosts = two_hosts(lease_s=1.0)
     made = hosts.make(hosts.first)
@@ -280,6 +286,7 @@ def test_what_was_passed_on_outlives_the_host_that_made_it(two_hosts):
 # ---- how long it lasts ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_it_outlives_the_worker_that_made_it(two_hosts):
     hosts = two_hosts()
     result = hosts.make(hosts.first)
@@ -303,6 +310,7 @@ def test_a_small_one_outlives_its_host(two_hosts):
     assert hosts.n_begun("make-0") == 1
 
 
+@pytest.mark.long
 def test_what_the_driver_has_fetched_outlives_its_host(two_hosts):
     hosts = two_hosts(lease_s=1.0)
     result = hosts.make(hosts.first)
@@ -361,6 +369,7 @@ def test_who_needs_a_lost_result_is_told_and_others_go_on(two_hosts, gate):
     assert hosts.n_begun("running") == 1
 
 
+@pytest.mark.long
 def test_who_asks_before_the_host_counts_as_lost_is_told_then(two_hosts):
     hosts = two_hosts(lease_s=1.0)
     result = hosts.make(hosts.first)
@@ -376,6 +385,7 @@ def test_who_asks_before_the_host_counts_as_lost_is_told_then(two_hosts):
     assert sum(hosts.n_begun(f"never-{n}") for n in range(4)) == 0
 
 
+@pytest.mark.long
 def test_who_runs_on_what_is_lost_with_its_host_is_told(two_hosts, gate, journal):
     hosts = two_hosts(lease_s=1.0)
     result = hosts.make(hosts.first)
@@ -393,6 +403,7 @@ def test_who_runs_on_what_is_lost_with_its_host_is_told(two_hosts, gate, journal
     assert hosts.n_begun("held") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["the driver", "a worker"])
 def test_who_waits_for_bytes_of_a_host_that_hangs_is_told_when_it_counts_as_lost(two_hosts, who):
     hosts = two_hosts(lease_s=1.0)
@@ -433,6 +444,7 @@ def test_what_a_host_has_whose_key_is_revoked_is_lost(two_hosts, security):
         result.open()
 
 
+@pytest.mark.long
 def test_what_a_host_has_that_is_told_to_end_at_once_is_lost_or_brought(two_hosts):
     hosts = two_hosts()
     results = [hosts.make(hosts.first, seed) for seed in range(8)]
@@ -479,6 +491,7 @@ def test_its_memory_is_free_again_when_nobody_needs_it(two_hosts):
     settled(lambda: arena.statistics().n_publications == 0)
 
 
+@pytest.mark.long
 def test_copies_on_other_hosts_go_with_what_they_are_copies_of(two_hosts):
     hosts = two_hosts()
     for seed in range(24):
@@ -486,6 +499,7 @@ def test_copies_on_other_hosts_go_with_what_they_are_copies_of(two_hosts):
     assert LARGE <= shared_nbytes(hosts.second.pid) <= 8 * LARGE
 
 
+@pytest.mark.long
 def test_jobs_that_share_an_input_share_its_copy(two_hosts):
     hosts = two_hosts(n_workers=2)
     nbytes = 80 * MIB  # more than a segment: each copy has one of its own
@@ -495,6 +509,7 @@ def test_jobs_that_share_an_input_share_its_copy(two_hosts):
     assert nbytes <= shared_nbytes(hosts.second.pid) < 1.5 * nbytes
 
 
+@pytest.mark.long
 def test_hundreds_of_results_with_workers_killed_leave_nothing_behind(two_hosts):
     hosts = two_hosts(max_worker_deaths=STORM_DEATHS)
     jobs, chance, nbytes = hosts.jobs, random.Random(1), 2 * MIB
@@ -588,6 +603,7 @@ def test_a_line_is_cut_in_the_middle_of_a_transfer_and_heals(network_hub, journa
         assert [attempt for *_, attempt, _ in journal.lines(key, "begin")] == [1]
 
 
+@pytest.mark.long
 def test_hosts_that_cannot_reach_each_other_share_through_the_driver(network_hub, journal):
     hub, nbytes = network_hub(2), 16 * MIB
     network, (first, second) = hub.network, hub.network.clients
@@ -615,6 +631,7 @@ def test_a_host_that_is_cut_off_for_good_takes_its_results_with_it(network_hub, 
     assert journal.lines("taken", "begin") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["sends", "takes"])
 def test_a_host_dies_in_the_middle_of_a_transfer(network_hub, journal, who):
     hub, nbytes = network_hub(2, lease_s=2.0), 64 * MIB

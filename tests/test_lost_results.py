@@ -139,6 +139,7 @@ def test_a_result_that_is_lost_before_its_consumer_runs_is_made_again(stage, jou
     story(doubled, "Running", "Completed")
 
 
+@pytest.mark.long
 def test_the_flow_has_a_lost_result_made_again(stage, journal):
     @flow(task_runner=stage.runner)
     def body():
@@ -153,6 +154,7 @@ def test_the_flow_has_a_lost_result_made_again(stage, journal):
     story(made, *MADE_AGAIN)
 
 
+@pytest.mark.long
 def test_what_is_lost_again_is_made_again(stage, journal):
     @flow(task_runner=stage.runner)
     def body():
@@ -168,6 +170,7 @@ def test_what_is_lost_again_is_made_again(stage, journal):
     assert begun(journal) == {"made": 4, "totalled": 2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["the flow", "a task"])
 def test_a_chain_whose_middle_nobody_kept_is_made_again_from_its_start(stage, journal, who):
     @flow(task_runner=stage.runner)
@@ -186,6 +189,7 @@ def test_a_chain_whose_middle_nobody_kept_is_made_again_from_its_start(stage, jo
     assert begun(journal) == (again if who == "the flow" else {**again, "totalled": 1})
 
 
+@pytest.mark.long
 def test_what_many_need_is_made_again_once(stage, journal):
     @flow(task_runner=stage.runner)
     def body():
@@ -205,6 +209,7 @@ def test_what_many_need_is_made_again_once(stage, journal):
     assert counts == {"sum-0": 4, "sum-1": 4}
 
 
+@pytest.mark.long
 def test_a_map_over_lost_results_has_them_made_again(stage, journal):
     @flow(task_runner=stage.runner)
     def body():
@@ -220,6 +225,7 @@ def test_a_map_over_lost_results_has_them_made_again(stage, journal):
     assert begun(journal) == {"made-0": 2, "made-1": 2, "made-2": 2, "doubled": 3, "totalled": 1}
 
 
+@pytest.mark.long
 def test_who_waits_in_the_queue_when_its_input_is_lost_gets_it_again(stage, journal, tmp_path):
     gate = tmp_path / "gate"
 
@@ -238,6 +244,7 @@ def test_who_waits_in_the_queue_when_its_input_is_lost_gets_it_again(stage, jour
     assert begun(journal) == {"made": 2, "waited": 2, "doubled": 1}
 
 
+@pytest.mark.long
 def test_who_runs_on_the_lost_host_is_begun_again_with_its_input(stage, journal, tmp_path):
     gate = tmp_path / "gate"
 
@@ -271,6 +278,7 @@ def test_a_persisted_result_is_found_and_not_made_again(stage, journal):
     assert begun(journal) == {"made": 1, "doubled": 1}
 
 
+@pytest.mark.long
 def test_what_fails_when_it_is_made_again_ends_as_its_own_failure_does(stage, journal):
     @task
     def make_once(journal):
@@ -296,6 +304,7 @@ def test_what_fails_when_it_is_made_again_ends_as_its_own_failure_does(stage, jo
     story(made, *MADE_AGAIN[:-1], "Failed")
 
 
+@pytest.mark.long
 def test_a_small_result_is_not_lost_with_its_host(stage, journal):
     @flow(task_runner=stage.runner)
     def body():
@@ -308,6 +317,7 @@ def test_a_small_result_is_not_lost_with_its_host(stage, journal):
     assert begun(journal) == {"made": 1, "totalled": 1}
 
 
+@pytest.mark.long
 def test_a_host_that_is_drained_takes_nothing_with_it(stage, journal):
     @flow(task_runner=stage.runner)
     def body():

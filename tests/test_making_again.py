@@ -300,6 +300,7 @@ def test_what_fails_when_it_is_made_again_fails_as_it_does(hosts, runner, tmp_pa
     states_of(made.task_run_id, "Completed", "AwaitingRetry", "Running", "Failed")
 
 
+@pytest.mark.long
 def test_what_dies_when_it_is_made_again_crashes(hosts, tmp_path):
     @task
     def die_later(folder: Path) -> np.ndarray:
@@ -332,6 +333,7 @@ def test_a_result_that_is_lost_again_and_again_stays_lost(hosts, runner, tmp_pat
     states_of(taken.task_run_id, "Crashed")
 
 
+@pytest.mark.long
 def test_after_the_runner_was_left_a_lost_result_stays_lost(hosts, tmp_path):
     with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         made = done(runner.submit(make, {"folder": tmp_path}))
@@ -388,6 +390,7 @@ def test_a_result_that_is_on_its_way_is_waited_for_as_long_as_was_said(hosts, ru
     reader.join()
 
 
+@pytest.mark.long
 def test_a_callback_after_the_end_may_wait_for_another_thread(hosts, runner, tmp_path):
     go = tmp_path / "go"
     upstream = runner.submit(wait_for_file, {"path": go})
@@ -408,6 +411,7 @@ def test_a_callback_after_the_end_may_wait_for_another_thread(hosts, runner, tmp
     assert answer.get(timeout=60) == (True, True)
 
 
+@pytest.mark.long
 def test_a_making_that_was_taken_back_leaves_nobody_waiting(hosts, tmp_path):
     with ZfastTaskRunner(max_workers=1, spares=0) as runner:
         made = done(runner.submit(make, {"folder": tmp_path}))

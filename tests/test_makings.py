@@ -120,6 +120,7 @@ def chain(workshop, n):
     return nodes
 
 
+@pytest.mark.long
 def test_a_long_chain_is_made_again_from_its_start(hosts, workshop, told):
     nodes = chain(workshop, 1000)
     hosts.lose()
@@ -201,6 +202,7 @@ def test_what_nobody_keeps_is_made_again_as_often_as_it_is_needed(hosts, worksho
     assert told.crashes == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_graph_of_which_more_and_more_is_lost_all_is_right(
     hosts, workshop, told, seed, monkeypatch
@@ -245,6 +247,7 @@ def die_in_the_second(*_):
     return np.full(N, float(attempt))
 
 
+@pytest.mark.long
 def test_attempts_are_counted_on_through_losses_and_deaths(hosts, workshop, told):
     node = Node(workshop, [], die_in_the_second)
     attempts = [first_of(node.parcel)]
@@ -264,6 +267,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_deaths_are_counted_on_when_the_input_is_lost_meanwhile(hosts, workshop, told, monkeypatch):
     first = Node(workshop, [])
     report_replay = told.report_replay
