@@ -859,15 +859,17 @@ def test_nothing_is_left_of_hosts_that_come_and_go(scheme, start_host, start_gue
 def test_nothing_is_left_when_it_is_closed_in_the_middle(scheme, start_host, start_guest):
     start_host(scheme).close()
     blocks, fds, threads = arena.statistics().n_blocks, n_open(), threading.active_count()
-    host, guest = start_host(scheme), start_guest()
-    for _ in range(3):
-        guest.fetch(host.hold(bytes(400 * CHUNK_NBYTES)), host.peer)
-    guest.turn_until(lambda: host.n_reads > 5)
-    guest.close()
-    host.close()
-    assert guest.outcomes == {}
-    assert len(guest._poller.sockets) == 1  # its waker
+    data = bytes(40 * CHUNK_NBYTES)
+    for n_reads in range(10):
+        host, guest = start_host(scheme), start_guest()
+        for _ in range(3):
+            guest.fetch(host.hold(data), host.peer)
+        guest.turn_until(lambda host=host, n=n_reads: host.n_reads > n)
+        guest.close()
+        host.close()
+        assert guest.outcomes == {}
+        assert len(guest._poller.sockets) == 1  # its waker
     assert settled(lambda: arena.statistics().n_blocks == blocks)
     assert settled(lambda: _core.lent_buffers() == 0)
     assert settled(lambda: n_open() <= fds)
-    assert threading.active_count() == threads
+    assert settled(lambda: threading.active_count() == threads)

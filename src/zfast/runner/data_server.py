@@ -74,6 +74,9 @@ class DataServer:
         self.public_key = ""
         self._socket = process_context().socket(zmq.ROUTER)
         self._socket.router_mandatory = True  # to be told of a peer that does not read
+        # From the start: else a peer that goes as the socket is closed leaves its answers, and what
+        # they hold, in libzmq for ever.
+        self._socket.linger = 0
         self._socket.sndhwm = ANSWERS_HWM
         self._socket.maxmsgsize = QUESTION_NBYTES
         poller.register(self._socket, zmq.POLLIN)
