@@ -28,6 +28,9 @@ class HubSocket:
         self._socket = process_context().socket(zmq.ROUTER)
         self._socket.router_mandatory = True
         self._socket.set_hwm(0)  # bounded by one job a worker
+        # From the start: else a worker that goes as the socket is closed leaves what it was sent,
+        # and the memory that was lent for it, in libzmq for ever.
+        self._socket.linger = 0
         self.is_bound = False
         poller.register(self._socket, zmq.POLLIN)
 
@@ -60,4 +63,4 @@ class HubSocket:
 
     def close(self) -> None:
         """Close it; what lies in its queues is dropped."""
-        self._socket.close(linger=0)
+        self._socket.close()
