@@ -180,6 +180,7 @@ def all_asked(nodes):
     return [answers.get() for _ in askers]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_graph_everything_is_made_again_once(hosts, workshop, told, seed):
     chance = random.Random(seed)

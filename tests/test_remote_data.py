@@ -78,7 +78,7 @@ def test_what_is_let_go_and_sent_again_is_there(start_remote, foremen, journal):
     foremen.start(jobs.hub.endpoint)
     joined(jobs)
     array = numbers(3, LARGE)
-    for n in range(30):  # the last lease ends as the next begins
+    for n in range(10):  # the last lease ends as the next begins
         parcel = jobs.hub.handover.snapshot(encode(array))
         first = jobs.submit(take(journal, f"a{n}", 3, LARGE), parcel)
         second = jobs.submit(take(journal, f"b{n}", 3, LARGE), parcel)
