@@ -10,7 +10,7 @@ from bench.processes import PeerProcess, python_command
 from bench.server import PrefectServer
 
 #: Peers that come with an integration of Prefect's.
-PACKAGES = {"Dask": "prefect_dask", "Ray": "prefect_ray"}
+PACKAGES = {"Dask": "prefect_dask", "Dask, TLS": "prefect_dask", "Ray": "prefect_ray"}
 FLOW_TIMEOUT_S = 240.0
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bench.peers.control import serve
@@ -17,8 +20,21 @@ from bench.peers.memory import PeakMemory
 WORKERS = 2
 
 
-def make_runner(name: str) -> Any:
-    """A task runner with two workers; each flow run starts its own."""
+@contextmanager
+def runners(name: str) -> Iterator[Callable[[], Any]]:
+    """What makes task runners with two workers, a new one for each flow run."""
+    if name in ("zfast, two hosts", "zfast, two hosts, CURVE"):
+        from bench.peers.hosts import hosts
+        from zfast import ZfastTaskRunner
+
+        with hosts(encrypted=name.endswith("CURVE")) as options:
+            yield partial(ZfastTaskRunner, **options)
+    else:
+        yield partial(_make_runner, name)
+
+
+def _make_runner(name: str) -> Any:
+    """One that starts its own workers."""
     if name == "zfast":
         from zfast import ZfastTaskRunner
 
@@ -31,7 +47,7 @@ def make_runner(name: str) -> Any:
         from prefect.task_runners import ProcessPoolTaskRunner
 
         return ProcessPoolTaskRunner(max_workers=WORKERS)
-    if name == "Dask":
+    if name in ("Dask", "Dask, TLS"):
         from prefect_dask import DaskTaskRunner
 
         return DaskTaskRunner(
@@ -39,6 +55,8 @@ def make_runner(name: str) -> Any:
                 "n_workers": WORKERS,
                 "threads_per_worker": 1,
                 "dashboard_address": None,
+                # True: a certificate for this cluster alone, and all traffic by tls.
+                "security": name == "Dask, TLS" or None,
             }
         )
     if name == "Ray":
@@ -49,18 +67,17 @@ def make_runner(name: str) -> Any:
 
 
 def main() -> None:
-    runner_name = sys.argv[1]
-
-    def answer(command: dict[str, Any]) -> dict[str, Any]:
+    def answer(make_runner: Callable[[], Any], command: dict[str, Any]) -> dict[str, Any]:
         module, _, function = command["flow"].partition(".")
         flow = getattr(importlib.import_module(f"bench.peers.{module}"), function)
-        flow = flow.with_options(task_runner=make_runner(runner_name))
+        flow = flow.with_options(task_runner=make_runner())
         memory = PeakMemory()
         measured: dict[str, float] = flow(**command["parameters"])
         peak_nbytes = memory.extra_nbytes()
         return measured if peak_nbytes is None else {**measured, "driver_peak_nbytes": peak_nbytes}
 
-    serve(answer)
+    with runners(sys.argv[1]) as make_runner:
+        serve(partial(answer, make_runner))
 
 
 if __name__ == "__main__":
