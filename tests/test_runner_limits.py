@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from hub_jobs import hang_once, settled, wait_for_file
-from zfast.errors import ConfigError, TransportError, WorkerError, WorkerStartError
+from zfast.errors import ConfigError, WorkerError, WorkerStartError
 from zfast.runner.job import JobFailedError
 from zfast.runner.policy import Policy
 from zfast.runner.vitals import Vitals
@@ -30,10 +30,9 @@ def no_descriptors(*_):
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.2)
+def test_the_answer_to_a_request_that_was_interrupted_is_not_taken_for_the_next(tmp_path):
     path = str(tmp_path / "s")
-    asked = threading.Event()
+    asked, interrupted = threading.Event(), threading.Event()
 
     def answer(connection, segment_id):
         with open(tmp_path / segment_id.decode().strip(), "wb+") as file:
@@ -42,34 +41,54 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(tmp_path, monke
             record = exchange._RECORD.pack(b"ZFSG", exchange.Kind.YES, segment_id, 16)
             socket.send_fds(connection, [record], [file.fileno()])
 
-    def serve():
+    def serve(listener):
+        late, _ = listener.accept()
+        late.recv(64)
+        asked.set()
+        assert interrupted.wait(10)
+        prompt, _ = listener.accept()  # who was not answered comes anew
+        try:
+            answer(late, b"A" * 16)
+        except OSError:
+            pass
+        prompt.recv(64)
+        answer(prompt, b"B" * 16)
+        late.close()
+        prompt.close()
+
+    def interrupt(_, __):
+        raise InterruptedTaskError
+
+    class InterruptedTaskError(Exception):
+        pass
+
+    def signal_when_asked():
+        assert asked.wait(10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen()
-            asked.set()
-            late, _ = listener.accept()
-            late.recv(64)
-            prompt, _ = listener.accept()  # who was not answered in time comes anew
-            try:
-                answer(late, b"A" * 16)
-            except OSError:
-                pass
-            prompt.recv(64)
-            answer(prompt, b"B" * 16)
-            late.close()
-            prompt.close()
-
-    server = threading.Thread(target=serve)
-    server.start()
-    asked.wait(10)
-    client = exchange.SegmentClient(path)
-    with pytest.raises(TransportError, match="does not answer"):
-        client.fetch(b"A" * 16)
-    fd, nbytes = client.fetch(b"B" * 16)
-    assert os.pread(fd, nbytes, 0) == b"B" * 16
-    os.close(fd)
-    client.close()
-    server.join()
+            threads = [
+                threading.Thread(target=serve, args=(listener,)),
+                threading.Thread(target=signal_when_asked),
+            ]
+            for thread in threads:
+                thread.start()
+            client = exchange.SegmentClient(path)
+            with pytest.raises(InterruptedTaskError):
+                client.fetch(b"A" * 16)
+            interrupted.set()
+            fd, nbytes = client.fetch(b"B" * 16)
+            assert os.pread(fd, nbytes, 0) == b"B" * 16
+            os.close(fd)
+            client.close()
+            for thread in threads:
+                thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_job_that_comes_back_when_no_worker_can_be_had_fails(start_hub, journal, tmp_path):

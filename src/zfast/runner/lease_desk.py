@@ -173,7 +173,8 @@ class LeaseDesk:
 
     def end_worker(self, worker: Process, pid: int) -> None:
         """End what a worker held; it and its forked children are gone."""
-        self._workers.pop(pid, None)
+        if self._workers.get(pid) == worker:  # a process that was started since may have its pid
+            del self._workers[pid]
         self._frees.pop(worker, None)
         self._carry_out(self._table.end_process(worker))
 

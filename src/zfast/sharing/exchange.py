@@ -24,9 +24,6 @@ from zfast.errors import ProtocolError, TransportError
 #: magic, kind, segment id, its size in bytes
 _RECORD = struct.Struct("<4sc3x16sQ")
 _MAGIC = b"ZFSG"
-#: An answer takes microseconds; a hub that owes one for so long has failed.
-ANSWER_TIMEOUT_S = 30.0
-
 FILE_NAME = "segments.sock"
 
 
@@ -160,6 +157,9 @@ class SegmentServer:
 class SegmentClient:
     """A worker's end. Threads: any; each request waits for its answer.
 
+    For as long as that takes: a hub that is stopped, or kept from its work by a long call into C,
+    answers afterwards, and one that has ended hangs up.
+
     Args:
         path: Where the hub listens.
     """
@@ -213,10 +213,12 @@ class SegmentClient:
                         raise ConnectionResetError("the hub hung up")
                     received += data
                     answered += new_fds
-            except OSError as error:
+            except BaseException as error:
                 # An answer that comes after all must not be taken for that to another request.
                 self._hang_up()
                 _close_all(answered)
+                if not isinstance(error, OSError):
+                    raise
                 raise TransportError(
                     f"the hub does not answer at {self._path}: {error}", errno=error.errno
                 ) from error
@@ -232,7 +234,6 @@ class SegmentClient:
     def _connect(self) -> socket.socket:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(ANSWER_TIMEOUT_S)
             self._socket.connect(self._path)
         return self._socket
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -11,9 +12,11 @@ from typing import Protocol
 
 from zfast import arena
 from zfast.codec import Payload, address_of
-from zfast.errors import ArenaError
+from zfast.errors import ArenaError, TransportError
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.segments import Lease, OwnSegment, Segment
+
+logger = logging.getLogger("zfast.runner")
 
 #: A smaller buffer is cheaper in a frame than as a publication.
 SHARED_MIN_NBYTES = 64 * 1024
@@ -102,7 +105,11 @@ class Authority(Protocol):
     """What a process has of the hub's lease table."""
 
     def add_segment(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
-        """Make a segment of this process known; ``fd`` stays the caller's."""
+        """Make a segment of this process known; ``fd`` stays the caller's.
+
+        Raises:
+            TransportError, OSError: That cannot be done now.
+        """
         ...
 
     def publish(self, descriptor: Descriptor, segment: Segment) -> Lease:
@@ -141,8 +148,8 @@ class Handover:
         """Put every large buffer where the receiver can read it.
 
         What came from a peer is leased again. What lies in this process's arena and is sealed is
-        published as it is. Anything else is copied into the arena, once; when the arena is full
-        it stays a buffer, and travels.
+        published as it is. Anything else is copied into the arena, once; when the arena is full,
+        or nobody can be told of its memory, it stays a buffer, and travels.
         """
         parts: list[memoryview | Lease] = list(payload.buffers)
         own: list[int] = []
@@ -181,7 +188,7 @@ class Handover:
         """Publish a block of this process's arena that nobody writes to any more.
 
         Returns:
-            None if a fork has made the block private.
+            None if a fork has made the block private, or nobody can be told of its segment.
         """
         with self._lock:
             publication = arena.publish(block.address, nbytes, exclusive=True)
@@ -230,8 +237,10 @@ class Handover:
                 block = publication.segment_index, publication.block_offset
                 if sent[block] * MAX_SLACK < publication.block_nbytes:
                     arena.unpublish(publication.generation)
-                else:
-                    leases[index] = self._announce(publication, buffers[index].nbytes)
+                    continue
+                lease = self._announce(publication, buffers[index].nbytes)
+                if lease is not None:
+                    leases[index] = lease
             return leases
 
     def _publish_copy(self, buffer: memoryview) -> Lease | None:
@@ -241,11 +250,16 @@ class Handover:
             return None
         return self.publish(block, buffer.nbytes)
 
-    def _announce(self, publication: arena.Publication, nbytes: int) -> Lease:
+    def _announce(self, publication: arena.Publication, nbytes: int) -> Lease | None:
         segment_id, index = publication.segment_id, publication.segment_index
         if segment_id not in self._announced:
             _, fd, segment_nbytes = arena.segment(index)
-            self._authority.add_segment(segment_id, index, fd, segment_nbytes)
+            try:
+                self._authority.add_segment(segment_id, index, fd, segment_nbytes)
+            except (TransportError, OSError) as error:  # such as too many open files
+                arena.unpublish(publication.generation)
+                logger.warning("%d bytes are sent, not shared: %s", nbytes, error)
+                return None
             self._announced[segment_id] = index
         descriptor = Descriptor(segment_id, publication.generation, publication.offset, nbytes)
         return self._authority.publish(descriptor, OwnSegment(index))
