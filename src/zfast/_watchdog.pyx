@@ -49,6 +49,8 @@ cdef extern from *:
 
     static void zf_parent_died(const zf_watch *watch) {
       if (watch->folder[0]) zf_remove_folder(watch->folder);
+      /* What this process has started ends with it, if the group is its own. */
+      if (getpgrp() == getpid()) kill(0, SIGKILL);
       _exit(1);
     }
 
@@ -91,7 +93,9 @@ cdef extern from *:
 
 
 def watch_parent(int parent_pid, folder: str = "") -> None:
-    """Exit with status 1 when process ``parent_pid``, this one's parent, ends.
+    """End when process ``parent_pid``, this one's parent, ends.
+
+    A process that leads a group is killed with it; another one exits with status 1.
 
     Args:
         parent_pid: The parent's pid. If it is not the parent (any more), this process ends now.
