@@ -33,7 +33,7 @@ def hub_jobs(monkeypatch):
 
     def start(max_workers=2, **environment):
         hub = Hub(
-            Policy(max_workers=max_workers),
+            Policy(max_workers=max_workers, spares=0),
             executor="hub_executor:FunctionExecutor",
             environment=environment,
             on_note=lambda *_: None,
