@@ -237,7 +237,7 @@ def test_workers_that_die_at_their_start_fail_the_runner_with_their_words(start_
     for outcome in outcomes:
         with pytest.raises(WorkerStartError, match="no licence"):
             jobs.value(outcome)
-    with pytest.raises(WorkerStartError, match="3 worker processes in a row"):
+    with pytest.raises(WorkerStartError, match=r"[34] worker processes in a row"):
         jobs.run(lambda *_: None)
 
 

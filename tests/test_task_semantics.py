@@ -290,6 +290,31 @@ def test_maps_in_maps_and_flows_in_tasks_wait_for_nothing_but_themselves():
     assert outer() == ([4], 5)
 
 
+def test_what_a_task_has_submitted_and_not_waited_for_may_finish(tmp_path, monkeypatch):
+    # Not only for as long as a worker that was told to stop is given.
+    monkeypatch.setattr("zfast.runner.worker_handle.STOP_GRACE_S", 0.2)
+    monkeypatch.setattr("zfast.runner.pool.STOP_GRACE_S", 0.2)
+
+    @task
+    def inner() -> None:
+        (tmp_path / "begun").touch()
+        wait_for_file.fn(tmp_path / "go")
+        (tmp_path / "done").touch()
+
+    @task
+    def outer() -> None:
+        inner.submit()
+        eventually((tmp_path / "begun").exists, 30)
+
+    @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+    def leaves_one_behind() -> None:
+        outer.submit().result()
+        threading.Timer(1, (tmp_path / "go").touch).start()
+
+    leaves_one_behind()
+    assert (tmp_path / "done").exists()
+
+
 def test_a_suspended_flow_lets_what_runs_finish(tmp_path):
     futures = []
 

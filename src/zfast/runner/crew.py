@@ -30,14 +30,9 @@ from zfast.runner.protocol import (
     Stop,
 )
 from zfast.runner.remote_protocol import Died, End, Relayed, Retire, Started, Welcome
-from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.runtime_folder import FOREMAN, RuntimeFolder
 from zfast.runner.session import Session
-from zfast.runner.staffing import (
-    FIRST_PAUSE_S,
-    MAX_FAILURES,
-    MAX_FIRST_FAILURES,
-    MAX_PAUSE_S,
-)
+from zfast.runner.staffing import MAX_FAILURES, MAX_FIRST_FAILURES, pause_s
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_handle import STOP_GRACE_S
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
@@ -74,7 +69,7 @@ class Crew:
     ) -> None:
         self._session = session
         self._n_workers = n_workers
-        self._folder = RuntimeFolder()
+        self._folder = RuntimeFolder(FOREMAN)
         if initializer is not None:
             (self._folder.path / "initializer.pickle").write_bytes(initializer)
         segment_socket = self._folder.path / exchange.FILE_NAME
@@ -151,9 +146,7 @@ class Crew:
         """
         self._leaving = leaving
         self._data.turn()
-        while (received := self._socket.receive_raw()) is not None:
-            self._relay(received.routing_id or b"", received.kind, bytes(received.body),
-                        received.buffers)  # fmt: skip
+        self._receive()
         for worker in self._pool.bury():
             self._mourn(worker)
         self._pool.look_after()
@@ -184,6 +177,18 @@ class Crew:
                 self._socket.bind(self._folder.endpoint)
             self._data.desk.admit(worker.routing_id, worker.pid)
             self._session.post(Started(worker.routing_id, worker.pid))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                received = self._socket.receive_raw()
+            except ProtocolError as error:  # any process of this user may say anything here
+                logger.warning("message dropped: %s", error)
+                continue
+            if received is None:
+                return
+            self._relay(received.routing_id or b"", received.kind, bytes(received.body),
+                        received.buffers)  # fmt: skip
 
     def _relay(self, name: bytes, kind: int, body: bytes, buffers: list[memoryview]) -> None:
         worker = self._pool.get(name)
@@ -241,11 +246,14 @@ class Crew:
 
     def _failed(self, message: str) -> None:
         self._failures += 1
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
-        self._start_again_at = time.monotonic() + pause_s
+        self._start_again_at = time.monotonic() + pause_s(self._failures)
         most = MAX_FAILURES if self._was_ready else MAX_FIRST_FAILURES
-        if self._failures >= most * self._n_workers:
-            raise WorkerStartError(message, hint="can this host import what the flow needs?")
+        if self._failures < most * self._n_workers:
+            return
+        error = WorkerStartError(message, hint="can this host import what the flow needs?")
+        if not any(worker.ready for worker in self._pool):
+            raise error
+        logger.warning("%s; the other workers go on", error)
 
     def close(self) -> None:
         """End the workers at once."""

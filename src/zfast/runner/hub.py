@@ -24,7 +24,7 @@ from zfast.runner.reception import Reception
 from zfast.runner.remote_data import RemoteData
 from zfast.runner.remote_hosts import RemoteHosts
 from zfast.runner.remote_socket import RemoteEndpoint
-from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.runtime_folder import HUB, RuntimeFolder
 from zfast.runner.staffing import Staffing
 from zfast.runner.statistics import ProcessStatistics, collect
 from zfast.runner.status import describe_hub
@@ -75,7 +75,7 @@ class Hub:
         self._policy = policy
         self._poller = zmq.Poller()
         self._commands = CommandQueue()
-        self._folder = RuntimeFolder()
+        self._folder = RuntimeFolder(HUB)
         self._segment_socket = self._folder.path / exchange.FILE_NAME
         config = equip(self._folder, policy, executor, environment)
         self._desk = LeaseDesk(self._commands.put, shared=exchange.is_supported())
@@ -206,6 +206,8 @@ class Hub:
         self._poller.register(self._commands.fd, zmq.POLLIN)
         error: WorkerError | None = None
         try:
+            if self._remote is not None:  # there may never be a worker on this host
+                self._open_sockets()
             while not self._is_done:
                 self._turn()
                 self._poller.poll(self._poll_timeout_ms())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -55,18 +56,35 @@ class StandardErrors:
         self._wake_receiver, self._wake_sender = -1, -1
 
     def take_in(self, fd: int) -> LastWords:
-        """Pass on what comes from ``fd``, the reading end of a pipe, and close it at its end."""
+        """Pass on what comes from ``fd``, the reading end of a pipe, and close it at its end.
+
+        Raises:
+            OSError: There are no descriptors, or no thread, to be had.
+        """
         words = LastWords()
         with self._lock:
             if self._wake_sender < 0:
-                self._wake_receiver, self._wake_sender = os.pipe()
-                os.set_blocking(self._wake_sender, False)
-                self._sources[fd] = words
-                threading.Thread(target=self._run, name="zfast-stderr", daemon=True).start()
+                self._start(fd, words)
             else:
                 self._sources[fd] = words
                 self._wake()
         return words
+
+    def _start(self, fd: int, words: LastWords) -> None:
+        self._wake_receiver, self._wake_sender = os.pipe()
+        os.set_blocking(self._wake_sender, False)
+        self._sources[fd] = words
+        try:
+            threading.Thread(target=self._run, name="zfast-stderr", daemon=True).start()
+        except RuntimeError as error:
+            del self._sources[fd]
+            self._close_wake()
+            raise OSError(errno.EAGAIN, str(error)) from error
+
+    def _close_wake(self) -> None:
+        os.close(self._wake_receiver)
+        os.close(self._wake_sender)
+        self._wake_receiver = self._wake_sender = -1
 
     def _wake(self) -> None:
         try:
@@ -78,9 +96,7 @@ class StandardErrors:
         while True:
             with self._lock:
                 if not self._sources:
-                    os.close(self._wake_receiver)
-                    os.close(self._wake_sender)
-                    self._wake_receiver = self._wake_sender = -1
+                    self._close_wake()
                     return
                 fds = list(self._sources)
             # Not select(2), which knows no descriptor above 1023.

@@ -10,6 +10,7 @@ import zmq
 from zfast.runner.last_words import StandardErrors
 from zfast.runner.policy import Policy
 from zfast.runner.vitals import LOOKS_PER_LEASE
+from zfast.runner.worker_handle import STOP_GRACE_S
 from zfast.runner.worker_process import Transmit, WorkerConfig, WorkerProcess
 
 #: After a worker's death, what it had sent before is still read for so long.
@@ -139,7 +140,9 @@ class WorkerPool:
         """Kill workers that show no sign of life or do not end; let go of those grown too large."""
         now = time.monotonic()
         for worker in self:
-            if worker.stop_by <= now:
+            if worker.stop_by <= now and worker.slate.is_finishing:
+                worker.stop_by = now + STOP_GRACE_S
+            elif worker.stop_by <= now:
                 worker.kill("killed because it did not stop")
         if now < self._next_look:
             return

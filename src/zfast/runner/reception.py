@@ -113,6 +113,7 @@ class Reception:
                 raise ProtocolError(f"worker protocol {message.protocol_version} is not ours")
             if isinstance(worker, WorkerProcess):
                 self._pool.now_ready(worker)
+            self._staffing.worker_is_ready()
             self._dispatcher.warm(worker)
         elif isinstance(message, Returned):
             self._dispatcher.take_back(worker, message.attempt)

@@ -108,6 +108,8 @@ class RemoteHosts:
     @property
     def next_turn(self) -> float:
         """When ``turn`` must be called at the latest, by the monotonic clock."""
+        if self._dead:  # lost in the last turn
+            return 0.0
         review = self._next_review if self._hosts else float("inf")
         return min(self._next_look, self._next_beat, review)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 
 _NBYTES = mmap.PAGESIZE
-_BEGUN, _BEATS = 0, 1
+_BEGUN, _BEATS, _FINISHING = 0, 1, 2
 #: What the file of a new slate holds: a hole could not be filled on a full disk, which is a SIGBUS.
 BLANK = bytes(_NBYTES)
 
 
 class Slate:
-    """Two counters that a worker writes and its hub reads, without a message.
+    """What a worker writes and its hub reads, without a message.
 
     Each is one aligned word with one writer, so that no half-written value is seen.
 
@@ -42,6 +42,15 @@ class Slate:
     def beat(self) -> None:
         """Count one more sign of life; only the I/O thread may."""
         self._words[_BEATS] += 1
+
+    @property
+    def is_finishing(self) -> bool:
+        """Whether the worker, told to stop, waits for tasks that its own tasks have submitted."""
+        return bool(self._words[_FINISHING])
+
+    @is_finishing.setter
+    def is_finishing(self, value: bool) -> None:
+        self._words[_FINISHING] = value
 
     def close(self) -> None:
         """Unmap it."""

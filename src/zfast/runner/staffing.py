@@ -26,6 +26,11 @@ FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 10.0
 
 
+def pause_s(n_failures: int) -> float:
+    """How long to wait after so many failed starts in a row."""
+    return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(n_failures - 1, 10))
+
+
 class Staffing:
     """Sees to it that there are workers for the jobs. Threads: the hub's only.
 
@@ -68,6 +73,10 @@ class Staffing:
         """When ``start_missing`` must be called at the latest, by the monotonic clock."""
         now = time.monotonic()
         return self._start_again_at if self._start_again_at > now else float("inf")
+
+    def worker_is_ready(self) -> None:
+        """There is one, also where none could be had before."""
+        self.broken = None
 
     def worker_was_useful(self) -> None:
         """A worker has ended a job: workers can be started and can work."""
@@ -130,15 +139,21 @@ class Staffing:
             hint="can the workers import what the flow needs?",
         )
 
+    @property
+    def _may_be_ready_soon(self) -> bool:
+        """Whether others are still being started, unless too many of such have failed."""
+        return self._failures < MAX_FAILURES * self._policy.max_workers and any(
+            not worker.ready and not worker.leaving for worker in self._pool
+        )
+
     def _failed(self, message: str, hint: str | None = None) -> None:
         """A worker could not be started: wait a little before the next, or give up."""
         self._failures += 1
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
-        self._start_again_at = time.monotonic() + pause_s
+        self._start_again_at = time.monotonic() + pause_s(self._failures)
         if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
             return
         error = WorkerStartError(message, hint=hint)
-        if any(worker.available for worker in self.workers):
+        if any(worker.available for worker in self.workers) or self._may_be_ready_soon:
             logger.warning("%s; the other workers go on", error)
             return
         self.broken = error

@@ -51,7 +51,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Called once, before the worker ends in order."""
+        """Called once, before the worker ends in order; takes the time that it needs."""
         ...
 
 
@@ -100,7 +100,9 @@ def main(config_json: str) -> None:
             shared_nbytes += _run_job(connection, executor, item)
             del item  # its payloads are not to outlive it while the worker waits
             cycles.job_done(shared_nbytes)
+    slate.is_finishing = True
     executor.close()
+    slate.is_finishing = False
     connection.close()
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.protocol import Stop
 
-#: A worker that was told to stop, and has nothing to do, is killed after so long.
+#: A worker that was told to stop, and has nothing to do or to wait for, is killed after so long.
 STOP_GRACE_S = 5.0
 
 

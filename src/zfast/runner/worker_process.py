@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -105,32 +106,39 @@ class WorkerProcess(WorkerHandle):
         Raises:
             OSError: The process cannot be started.
         """
-        folder = Path(config.runtime_folder)
-        slate_fd = _nameless_file(folder, BLANK)
-        slate = Slate(slate_fd)
-        lifeline, worker_end = os.pipe()
-        errors_end, worker_errors = os.pipe()
-        worker = {
-            "endpoint": config.endpoint,
-            "routing_id": routing_id.decode(),
-            "parent_pid": os.getpid(),
-            "runtime_folder": config.runtime_folder,
-            "executor": config.executor,
-            "segment_socket": config.segment_socket,
-            "lifeline": worker_end,
-            "slate": slate_fd,
-            "beat_s": config.beat_s,
-            "initializer": config.initializer,
-            "main_file": config.main_file,
-        }
-        code = _BOOTSTRAP.format(
-            sys_path=list(config.sys_path), argv=list(config.argv), config=json.dumps(worker)
-        )
-        # On the command line it would have 128 KiB at most, and a driver's arguments may be more.
-        code_fd = _nameless_file(folder, code.encode())
-        run = f"import os; exec(os.fdopen({code_fd}, encoding='utf-8').read())"
-        warning_options = [f"-W{option}" for option in sys.warnoptions]
-        try:
+        with ExitStack() as on_failure, ExitStack() as passed_on:
+            folder = Path(config.runtime_folder)
+            slate_fd = _nameless_file(folder, BLANK)
+            passed_on.callback(os.close, slate_fd)
+            slate = Slate(slate_fd)
+            on_failure.callback(slate.close)
+            lifeline, worker_end = os.pipe()
+            on_failure.callback(os.close, lifeline)
+            passed_on.callback(os.close, worker_end)
+            errors_end, worker_errors = os.pipe()
+            on_failure.callback(os.close, errors_end)
+            passed_on.callback(os.close, worker_errors)
+            settings = {
+                "endpoint": config.endpoint,
+                "routing_id": routing_id.decode(),
+                "parent_pid": os.getpid(),
+                "runtime_folder": config.runtime_folder,
+                "executor": config.executor,
+                "segment_socket": config.segment_socket,
+                "lifeline": worker_end,
+                "slate": slate_fd,
+                "beat_s": config.beat_s,
+                "initializer": config.initializer,
+                "main_file": config.main_file,
+            }
+            code = _BOOTSTRAP.format(
+                sys_path=list(config.sys_path), argv=list(config.argv), config=json.dumps(settings)
+            )
+            # A command line has 128 KiB at most, and a driver's arguments may be more.
+            code_fd = _nameless_file(folder, code.encode())
+            passed_on.callback(os.close, code_fd)
+            run = f"import os; exec(os.fdopen({code_fd}, encoding='utf-8').read())"
+            warning_options = [f"-W{option}" for option in sys.warnoptions]
             process = subprocess.Popen(
                 [sys.executable, *warning_options, "-c", run],
                 env={
@@ -144,37 +152,23 @@ class WorkerProcess(WorkerHandle):
                 # Ctrl-C is the driver's to handle: it ends its workers in order.
                 start_new_session=True,
             )
-        except BaseException:
-            os.close(lifeline)
-            os.close(errors_end)
-            slate.close()
-            raise
-        finally:
-            os.close(worker_end)
-            os.close(worker_errors)
-            os.close(slate_fd)
-            os.close(code_fd)
-        try:
+            on_failure.callback(process.wait)
+            on_failure.callback(process.kill)
             words = errors.take_in(errors_end)
-        except BaseException:
-            process.kill()
-            process.wait()
-            os.close(lifeline)
-            os.close(errors_end)
-            slate.close()
-            raise
-        return cls(
-            routing_id,
-            now,
-            transmit,
-            process,
-            _open_pidfd(process.pid),
-            lifeline,
-            slate,
-            Vitals(process.pid, lambda: slate.beats),
-            words,
-            oom_kills_before=n_oom_kills(),
-        )
+            worker = cls(
+                routing_id,
+                now,
+                transmit,
+                process,
+                _open_pidfd(process.pid),
+                lifeline,
+                slate,
+                Vitals(process.pid, lambda: slate.beats),
+                words,
+                oom_kills_before=n_oom_kills(),
+            )
+            on_failure.pop_all()
+            return worker
 
     def send(self, message: ControlMessage, buffers: Buffers = ()) -> None:
         """Send it a message over the hub's socket."""
@@ -230,10 +224,16 @@ class WorkerProcess(WorkerHandle):
         return "; ".join(parts)
 
     def kill(self, verdict: str | None = None) -> None:
-        """End it at once; ``verdict`` says why, for those who read of its death."""
+        """End it at once, and what it has started; ``verdict`` says why.
+
+        What it started and gave a process group of its own goes on.
+        """
         self.verdict = self.verdict or verdict
         if self.process.poll() is None:
-            self.process.kill()
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # not yet the leader of its group
+                self.process.kill()
 
     def release(self) -> None:
         """Give back its pidfd and its entry in the process table."""
