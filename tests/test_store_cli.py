@@ -18,6 +18,9 @@ from zfast.cli.store_options import parse_nbytes
 from zfast.codec import Payload
 from zfast.errors import ConfigError
 from zfast.store import FolderStore
+from zfast.store.format import MAGIC
+from zfast.store.inspection import verify_all
+from zfast.store.retention import remove_damaged
 
 RECORD = b'{"metadata":{"expiration":%s,"serializer":{"type":"zfast"}},"result":"zf1:00"}'
 
@@ -91,8 +94,60 @@ def test_verify_names_each_damaged_object(store: FolderStore) -> None:
     assert status == 3
     assert {each["key"] for each in found["damaged"]} == {"a/b", "plain"}
     status, output, _ = run(store, "verify", "--delete")
-    assert (status, "2 damaged, deleted" in output) == (0, True)
+    assert (status, "2 damaged, 2 deleted" in output) == (0, True)
     assert list(store.list()) == ["gone"]
+
+
+def test_verify_deletes_nothing_that_is_not_surely_a_damaged_object(store: FolderStore) -> None:
+    base = Path(store.basepath)
+    whole = Path(store.path_of("plain")).read_bytes()
+    (base / "profiles.toml").write_text("active = 'local'")
+    (base / "prefect.db").write_bytes(b"SQLite format 3\0" + bytes(4096))
+    (base / "empty").touch()
+    (base / "part-of-a-magic").write_bytes(MAGIC[:7])
+    (base / "of-a-newer-zfast").write_bytes(MAGIC + b"\x03\0" + whole[10:])
+    (base / "cut-off-and-newer").write_bytes(MAGIC + b"\x03\0")
+    (base / "unreadable").symlink_to(base / "unreadable")
+    os.mkfifo(base / "pipe")
+    left = set(store.list()) - {"a/b"}
+    assert run(store, "verify")[0] == 4
+    damage(store, "a/b")
+    assert run(store, "verify")[0] == 3
+    status, output, _ = run(store, "verify", "--delete")
+    assert (status, set(store.list())) == (4, left)
+    assert "3 objects" in output
+    assert "1 damaged, 1 deleted, 8 files not checked" in output
+    assert output.count("left alone: ") == 8
+    assert "remove the file" in output
+    (base / "cut-off").write_bytes(whole[:9])
+    status, found = run_json(store, "verify", "--delete")
+    assert (status, set(store.list())) == (4, left)
+    assert [(each["key"], each["deleted"]) for each in found["damaged"]] == [("cut-off", True)]
+    assert {each["key"] for each in found["unchecked"]} == left - {"gone", "plain"}
+
+
+def test_verify_deletes_nothing_that_a_live_process_uses(store: FolderStore) -> None:
+    damage(store, "plain")
+    store.exists("plain")
+    status, output, _ = run(store, "verify", "--delete")
+    assert status == 3
+    assert "1 damaged, 1 stay because a live process uses them" in output
+    store.leases.let_go()
+    assert run(store, "verify", "--delete")[0] == 0
+    assert list(store.list()) == ["gone", "a/b"]
+
+
+def test_what_is_written_again_while_others_are_verified_is_not_deleted(store: FolderStore) -> None:
+    times = os.stat(store.path_of("plain"))
+    damage(store, "plain")
+    os.utime(store.path_of("plain"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    damaged = [entry for entry, trouble in verify_all(store) if trouble]
+    store.put("plain", b"anything")  # as long as it was, and of the same moment
+    os.utime(store.path_of("plain"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    store.leases.let_go()
+    assert [entry.key for entry in damaged] == ["plain"]
+    assert remove_damaged(store, damaged).removed == []
+    assert store.exists("plain")
 
 
 def test_gc(store: FolderStore) -> None:

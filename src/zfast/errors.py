@@ -18,6 +18,7 @@
     ├── StoreError             (OSError)      the result store's folder failed; ``errno`` is kept
     │   ├── KeyNotFoundError   (KeyError)     no object under that key
     │   ├── ObjectCorruptError                an object's header or checksum is wrong
+    │   │   └── UnknownObjectError            a file that is no object, or a newer zfast's
     │   └── TicketError                       a ticket whose payload was never committed
     ├── LockError              (ValueError)   a lock that is not held, or cannot be had
     ├── ArenaError                            shared memory cannot be had, found or mapped
@@ -172,6 +173,10 @@ class KeyNotFoundError(StoreError, KeyError):
 
 class ObjectCorruptError(StoreError):
     """A stored object's header, length or checksum is wrong."""
+
+
+class UnknownObjectError(ObjectCorruptError):
+    """A file does not begin as an object does, or has a format version of another zfast."""
 
 
 class TicketError(StoreError):

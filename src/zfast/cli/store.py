@@ -9,6 +9,7 @@ from cyclopts import App
 
 from zfast.cli.store_options import (
     FOUND,
+    UNCHECKED,
     Basepath,
     Switch,
     format_moment,
@@ -129,45 +130,71 @@ def show(key: str, /, *, basepath: Basepath = None, json: Switch = False) -> int
 def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = False) -> int:
     """Check every byte of every object; name those that are damaged.
 
+    Files that cannot be read, are no objects, or are of a newer zfast are named and left alone.
+
     Parameters
     ----------
     basepath
         The store's folder.  [default: zfast-results in Prefect's home]
     delete
-        Delete the damaged objects: their tasks compute them anew.
+        Delete the damaged objects that no live process uses: their tasks compute them anew.
     json
         Print JSON to standard output.
     """
     from zfast.store.inspection import verify_all
+    from zfast.store.retention import remove_damaged
 
     store = open_store(basepath)
     n_objects = nbytes = 0
-    damages = []
+    damaged: list[tuple[Entry, StoreError]] = []
+    unchecked: list[tuple[Entry, StoreError]] = []
     with show_progress("verify", store) as step:
-        for entry, damage in verify_all(store):
+        for entry, trouble in verify_all(store):
             step(entry.key)
+            if trouble is not None and not trouble.is_damage:
+                unchecked.append((entry, trouble.error))
+                continue
             n_objects += 1
             nbytes += entry.nbytes
-            if damage is not None:
-                damages.append(damage)
-                if delete:
-                    store.delete(damage.key)
+            if trouble is not None:
+                damaged.append((entry, trouble.error))
+    done = remove_damaged(store, [entry for entry, _ in damaged] if delete else [])
+    deleted = {each.key for each in done.removed}
     if json:
         print_json(
             {
                 "basepath": store.basepath,
                 "n_objects": n_objects,
                 "nbytes": nbytes,
-                "damaged": [{"key": each.key, "error": each.error.message} for each in damages],
-                "deleted": delete,
+                "damaged": [
+                    {"key": entry.key, "error": error.message, "deleted": entry.key in deleted}
+                    for entry, error in damaged
+                ],
+                "unchecked": [
+                    {"key": entry.key, "error": error.message, "hint": error.hint}
+                    for entry, error in unchecked
+                ],
+                "failures": [error.message for error in done.failures],
             }
         )
     else:
-        for each in damages:
-            print(each.error.message)
-        done = ", deleted" if delete and damages else ""
-        print(f"{n_objects} objects, {format_size(nbytes)}, {len(damages)} damaged{done}")
-    return FOUND if damages and not delete else 0
+        for _, error in damaged:
+            print(error.message)
+        for _, error in unchecked:
+            print(f"left alone: {error}")
+        for error in done.failures:
+            print(f"left alone: {error.message}", file=sys.stderr)
+        parts = [f"{n_objects} objects", format_size(nbytes), f"{len(damaged)} damaged"]
+        if deleted:
+            parts.append(f"{len(deleted)} deleted")
+        if done.n_held:
+            parts.append(f"{done.n_held} stay because a live process uses them")
+        if unchecked:
+            parts.append(f"{len(unchecked)} files not checked")
+        print(", ".join(parts))
+    if len(deleted) < len(damaged):
+        return FOUND
+    return UNCHECKED if unchecked else 0
 
 
 @app.command

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Exit status of a verb that did its work and found something that is not as it should be.
 FOUND = 3
+#: That of one that found nothing wrong in what it could check, and files that it could not.
+UNCHECKED = 4
 
 Basepath = Annotated[Path | None, Parameter(env_var="ZFAST_STORAGE_PATH")]
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 
-from zfast.errors import KeyNotFoundError, ObjectCorruptError, StoreError
+from zfast.errors import KeyNotFoundError, StoreError, UnknownObjectError
 from zfast.store.mounts import is_shared_between_hosts
 
 #: Below this an object is read into memory: cheaper than a mapping, and no descriptor is held.
@@ -63,7 +63,7 @@ def read_file(path: str) -> memoryview:
 
     Raises:
         KeyNotFoundError: There is no such file.
-        ObjectCorruptError: It is no regular file.
+        UnknownObjectError: It is no regular file.
         StoreError: It cannot be read.
     """
     fd, status = open_file(path)
@@ -83,7 +83,7 @@ def open_file(path: str, *, is_use: bool = True) -> tuple[int, os.stat_result]:
 
     Raises:
         KeyNotFoundError: There is no such file.
-        ObjectCorruptError: It is no regular file.
+        UnknownObjectError: It is no regular file.
         StoreError: It cannot be opened.
     """
     # Not blocking: a named pipe has no end to wait for.
@@ -111,7 +111,7 @@ def open_file(path: str, *, is_use: bool = True) -> tuple[int, os.stat_result]:
         raise KeyNotFoundError(
             f"there is no object {path}: it is a folder", errno=errno.ENOENT, hint=NOT_FOUND_HINT
         )
-    raise ObjectCorruptError(f"{path} is neither a file nor a folder", hint="remove it")
+    raise UnknownObjectError(f"{path} is neither a file nor a folder", hint="remove it")
 
 
 def _map_or_read(fd: int, status: os.stat_result) -> bytearray | mmap.mmap:

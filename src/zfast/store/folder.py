@@ -38,12 +38,25 @@ class Entry(NamedTuple):
         modified_s: When it was written, seconds since 1970.
         used_s: When it was read or written last, as well as the file system tells: most note the
             first reading after a write, and then one a day.
+        identity: Inode, length and time of writing: another under the same key differs in it.
     """
 
     key: str
     nbytes: int
     modified_s: float
     used_s: float
+    identity: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, key: str, status: os.stat_result) -> Entry:
+        """What a file's status tells."""
+        return cls(
+            key,
+            status.st_size,
+            status.st_mtime,
+            max(status.st_mtime, status.st_atime),
+            (status.st_ino, status.st_size, status.st_mtime_ns),
+        )
 
 
 class FolderStore:
@@ -209,12 +222,7 @@ class FolderStore:
                     status = os.lstat(path)
                 except OSError:
                     continue  # removed since
-                yield Entry(
-                    os.path.relpath(path, self.basepath),
-                    status.st_size,
-                    status.st_mtime,
-                    max(status.st_mtime, status.st_atime),
-                )
+                yield Entry.of(os.path.relpath(path, self.basepath), status)
 
     def sweep(self) -> int:
         """Remove what dead processes left: files half written, and leases. Returns how many."""

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import xxhash
 
 from zfast.codec import Payload
-from zfast.errors import ObjectCorruptError
+from zfast.errors import ObjectCorruptError, UnknownObjectError
 from zfast.store.compression import MAX_EXPANSION, RAW, decompress
 
 MAGIC = b"\x89ZFO\r\n\x1a\n"
@@ -234,21 +234,26 @@ def parse_head(data: memoryview, file_nbytes: int, *, name: str) -> Head:
     """Read the first `HEADER_NBYTES` of a file; the checksum is not looked at.
 
     Raises:
-        ObjectCorruptError: They do not begin a whole object of a known version.
+        UnknownObjectError: They do not begin an object, or one of another version.
+        ObjectCorruptError: The object is not whole.
     """
-    if data[: len(MAGIC)] != MAGIC[: data.nbytes] or not data.nbytes:
-        raise corrupt(name, "it is not an object of a zfast store")
-    if data.nbytes < HEADER_NBYTES:
-        raise corrupt(name, f"it is cut off at {data.nbytes} bytes")
-    (_, version, flags, n, nbytes, content_nbytes, header_nbytes, token, checksum) = (
-        _FIXED.unpack_from(data)
-    )
-    if version not in _ENTRIES:
-        raise ObjectCorruptError(
+    if data[: len(MAGIC)] != MAGIC:
+        raise UnknownObjectError(
+            f"{name} cannot be read: it is not an object of a zfast store",
+            hint="if a result should be there, remove the file: its task computes it anew",
+        )
+    version = int.from_bytes(data[8:10], "little")
+    if data.nbytes >= 10 and version not in _ENTRIES:
+        raise UnknownObjectError(
             f"{name} has format version {version}, this zfast reads version 1 to {FORMAT_VERSION}",
             hint="upgrade zfast here to the one that wrote it, or delete the object to compute it "
             "anew",
         )
+    if data.nbytes < HEADER_NBYTES:
+        raise corrupt(name, f"it is cut off at {data.nbytes} bytes")
+    _, _, flags, n, nbytes, content_nbytes, header_nbytes, token, checksum = _FIXED.unpack_from(
+        data
+    )
     if nbytes != file_nbytes:
         raise corrupt(name, f"it has {file_nbytes} bytes, its header says {nbytes}")
     content_start = HEADER_NBYTES + _ENTRIES[version].size * n

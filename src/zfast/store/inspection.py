@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from zfast.errors import KeyNotFoundError, StoreError
+from zfast.errors import KeyNotFoundError, ObjectCorruptError, StoreError, UnknownObjectError
 from zfast.store.compression import RAW
 from zfast.store.files import failure, open_file
 from zfast.store.folder import Entry, FolderStore
@@ -53,11 +53,21 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Damage:
-    """An object that is not what was written: its key, and the error that says why."""
+class Trouble:
+    """A file that was not found whole: its key, and the error that says why."""
 
     key: str
     error: StoreError
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether it is surely an object of ours, and not what was written.
+
+        Else it could not be read, is no object, or is of a newer zfast: nothing to delete.
+        """
+        return isinstance(self.error, ObjectCorruptError) and not isinstance(
+            self.error, UnknownObjectError
+        )
 
 
 def describe(store: FolderStore, key: str) -> Description:
@@ -114,8 +124,8 @@ def verify(store: FolderStore, key: str) -> None:
                 open_buffer(index, buffer, memoryview(stored), name=path)
 
 
-def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Damage | None]]:
-    """Verify every object that is there, one after the other, while others read and write.
+def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Trouble | None]]:
+    """Verify every file that is there, one after the other, while others read and write.
 
     Objects that are removed meanwhile are passed over; replaced ones are whole, old or new.
     """
@@ -125,7 +135,7 @@ def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Damage | None]]:
         except KeyNotFoundError:
             continue
         except StoreError as error:
-            yield entry, Damage(entry.key, error)
+            yield entry, Trouble(entry.key, error)
         else:
             yield entry, None
 

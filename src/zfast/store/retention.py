@@ -1,4 +1,5 @@
-"""How long objects live: what has expired, what a size budget leaves no room for, and orphans.
+"""How long objects live: what has expired, what a size budget leaves no room for, and orphans;
+and the removal of what `zfast.store.inspection` found damaged.
 
 Nothing that a live process uses is removed (see `zfast.store.leases`), whatever its age. The
 clock is trusted only as far as a mistake keeps an object too long: an object from the future means
@@ -23,7 +24,7 @@ CLOCK_TOLERANCE_S = 60.0
 #: Removed at one go while nobody comes to hold another object.
 BATCH_SIZE = 256
 
-Reason = Literal["expired", "evicted"]
+Reason = Literal["expired", "evicted", "damaged"]
 
 
 class Removed(NamedTuple):
@@ -108,6 +109,17 @@ def collect(
     return done
 
 
+def remove_damaged(store: FolderStore, damaged: list[Entry]) -> Collection:
+    """Remove objects that were found damaged, but for those written again since or in use.
+
+    Raises:
+        StoreError: Nobody can say what is in use there; nothing was removed.
+    """
+    done = Collection(n_left=len(damaged), nbytes_left=sum(entry.nbytes for entry in damaged))
+    _remove(store, damaged, "damaged", done, dry_run=False)
+    return done
+
+
 def check_budget(budget_nbytes: int) -> None:
     """Check that a budget is one.
 
@@ -125,7 +137,7 @@ def _reset_time(store: FolderStore, entry: Entry, now: float) -> Entry:
         status = os.lstat(path)
     except OSError:
         return entry
-    return entry._replace(modified_s=status.st_mtime, used_s=status.st_mtime)
+    return Entry.of(entry.key, status)
 
 
 def _has_expired(store: FolderStore, key: str, now: float) -> bool:
@@ -165,8 +177,7 @@ def _remove(
 def _unlink(store: FolderStore, entry: Entry, done: Collection) -> bool:
     path = store.path_of(entry.key)
     try:
-        status = os.lstat(path)
-        if (status.st_mtime, status.st_size) != (entry.modified_s, entry.nbytes):
+        if Entry.of(entry.key, os.lstat(path)).identity != entry.identity:
             return False  # written again since
         os.unlink(path)
     except FileNotFoundError:
