@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +167,26 @@ def test_a_page_that_is_opened_late_has_the_truth(
         page.close()
 
 
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_it_while_a_page_is_open(
+    how: signal.Signals, status: int, publisher: Publisher
+) -> None:
+    process = subprocess.Popen(
+        [*ZFAST, "ui", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with urllib.request.urlopen(f"{url}events", timeout=20) as page:
+            publish_flow(publisher)
+            assert page.readline().startswith(b"data: ")
+            process.send_signal(how)
+            assert process.wait(20) == status
+    finally:
+        process.kill()
+        process.communicate()
+
+
 # ---- the terminal --------------------------------------------------------------------------
 
 
@@ -187,4 +209,29 @@ def test_top_in_a_terminal_of_80_by_24(publisher: Publisher) -> None:
         terminal.type("\x1b")
         terminal.wait_for(lambda text: "etl" in text)
         terminal.type("q")
+        assert terminal.process.wait(20) == 0
+
+
+def test_sigterm_ends_top_cleanly(publisher: Publisher) -> None:
+    process = subprocess.Popen(
+        [*ZFAST, "top", "--interval", "0.1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_ends_top_cleanly_on_a_terminal(publisher: Publisher) -> None:
+    with Terminal([*ZFAST, "top", "--interval", "0.1"]) as terminal:
+        terminal.wait_for(lambda text: "zfast top" in text)
+        terminal.process.terminate()
         assert terminal.process.wait(20) == 0

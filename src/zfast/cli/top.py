@@ -20,7 +20,7 @@ from rich.live import Live
 from zfast.cli.event_options import HERE, Source
 from zfast.cli.key_options import Flag
 from zfast.cli.top_screen import as_figures, draw, terminal_size
-from zfast.errors import RecvTimeoutError
+from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.event import Kind
 from zfast.events.subscription import Subscription
 from zfast.events.tally import Tally
@@ -53,9 +53,10 @@ def top(
         Each picture as a JSON object on a line.
     """
     subscription = source.subscribe(flows=flow or (), kinds=[kind.value for kind in Kind])
+    # What stops a service stops this one cleanly too.
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     tally = Tally()
-    with subscription as events:
+    with contextlib.suppress(ChannelClosedError), subscription as events:
         if once or json:
             while True:
                 _gather(events, tally, interval)

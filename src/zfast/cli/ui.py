@@ -100,6 +100,11 @@ class PageServer(ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], ConnectionError):
             logger.exception("a request from %s failed", client_address)
 
+    def server_close(self) -> None:
+        """Close, once every page has ended; it waits for them."""
+        self.ending.set()
+        super().server_close()
+
     def stop(self) -> None:
         """End ``serve_forever``; returns at once, for it may be called within it."""
         self.ending.set()
