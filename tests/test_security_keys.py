@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES
-from zfast.security.key_files import read_public_key
+from zfast.security.key_files import read_public_key, write_pair
 from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
@@ -412,6 +413,29 @@ def test_a_rotation_by_the_command_line_is_taken_up_by_a_running_server(folder):
         for server in (before.servers[0], after.servers[0]):
             with Peer(service.endpoint, pair, server) as peer:
                 assert peer.ask(b"claim", timeout_s=20) == [b"yes", b"client"]
+
+
+def test_what_the_rotation_of_a_clients_key_says_to_do_lets_the_new_one_in(folder, monkeypatch):
+    folder.new("prod", "server")
+    old = folder.new("prod", "worker-1").pair
+    while not old.public.fingerprint.startswith("-"):  # the hardest to type
+        old = KeyPair.generate("worker-1")
+    write_pair(folder.path / "prod" / "worker-1.key", old, None)
+    folder.authorize(old.public, "worker-1", Role.WORKER, "prod")
+    said = zfast("keys", "rotate", "worker-1", "-e", "prod").stdout
+    monkeypatch.chdir(folder.path / "prod")
+    commands = [shlex.split(line) for line in said.splitlines() if line.startswith("zfast ")]
+    assert [command[2] for command in commands] == ["revoke", "authorize"]
+    for command in commands:
+        done = zfast(*command[1:])
+        assert done.returncode == 0, done.stderr
+    client = ClientSecurity.load("prod", name="worker-1")
+    assert client.pair.public.z85 != old.public.z85
+    with serving(ServerSecurity.load("prod")) as service:
+        with Peer(service.endpoint, client.pair, client.servers[0]) as peer:
+            assert peer.ask(b"claim") == [b"yes", b"worker-1"]
+        with Peer(service.endpoint, old, client.servers[0]) as peer:
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 
 
 def test_mounted_files_are_enough(tmp_path, folder, monkeypatch):

@@ -230,6 +230,9 @@ def rotate(
 ) -> None:
     """Put a new key pair in the place of one; a running server takes it up by itself.
 
+    A client is refused until servers have the new key. To change its key without a gap, make and
+    authorize one of another name, and revoke the old one when nothing uses it any more.
+
     Parameters
     ----------
     name
@@ -256,8 +259,11 @@ def rotate(
         print(f"until then, on clients: zfast keys trust {name}.pub --name NEW-NAME "
               f"--environment {environment}")  # fmt: skip
     else:
-        print(f"on servers: zfast keys authorize {name}.pub, then zfast keys revoke "
-              f"{old.fingerprint[:16]}")  # fmt: skip
+        print(f"bring {name}.pub to the servers that let the old one in; there, in this order:")
+        # A fingerprint may begin with a hyphen.
+        print(f"zfast keys revoke -- {old.fingerprint[:16]}")
+        print(f"zfast keys authorize {name}.pub")
+        print("what runs with the old key is cut off then: start it again")
 
 
 @app.command
