@@ -16,7 +16,7 @@ from rich.text import Text
 
 from zfast.cli.hub_options import hub_address
 from zfast.cli.key_options import Environment, Flag
-from zfast.errors import RecvTimeoutError
+from zfast.errors import RecvTimeoutError, ZfastError
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.status import HubStatus, WorkerStatus
 from zfast.runner.status_client import ask_all, ask_status
@@ -35,8 +35,11 @@ def status(
     key: str = "client",
     insecure: Flag = False,
     json: Flag = False,
-) -> None:
+) -> int:
     """Show the progress, workers, leases and queue of flow runs.
+
+    A task runner that answers and cannot be shown, as one of another version, is named on standard
+    error, once, beside the others; without --watch the exit status is 1 then.
 
     Parameters
     ----------
@@ -57,41 +60,58 @@ def status(
     if endpoint is not None:
         address = hub_address(endpoint, environment=environment, key=key, insecure=insecure)
     console = Console(highlight=False)
+    asker = _Asker(address)
     if not watch:
-        found = _ask(address)
-        _print_json(found) if json else console.print(_draw(found))
-    elif json:
+        found = asker.ask()
+        _print_json(found) if json else console.print(asker.draw(found))
+        return 1 if asker.failures else 0
+    if json:
         while True:
-            _print_json(_ask_patiently(address))
+            _print_json(asker.ask_patiently())
             time.sleep(INTERVAL_S)
-    else:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(_draw(_ask_patiently(address)), refresh=True)
-                time.sleep(INTERVAL_S)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(asker.draw(asker.ask_patiently()), refresh=True)
+            time.sleep(INTERVAL_S)
 
 
-def _ask(address: HubAddress | None) -> list[HubStatus]:
-    return ask_all() if address is None else [ask_status(address)]
+class _Asker:
+    """Asks one hub, or all of this user here, and tells which of those cannot be shown.
 
+    Attributes:
+        failures: What was told.
+    """
 
-def _ask_patiently(address: HubAddress | None) -> list[HubStatus]:
-    """Nothing while its flow has not begun, or is over: the next may come."""
-    try:
-        return _ask(address)
-    except RecvTimeoutError:
-        return []
+    def __init__(self, address: HubAddress | None) -> None:
+        self._address = address
+        self.failures: set[str] = set()
+
+    def ask(self) -> list[HubStatus]:
+        """The hubs that answer and can be shown."""
+        return ask_all(self._tell) if self._address is None else [ask_status(self._address)]
+
+    def ask_patiently(self) -> list[HubStatus]:
+        """Nothing while its flow has not begun, or is over: the next may come."""
+        try:
+            return self.ask()
+        except RecvTimeoutError:
+            return []
+
+    def draw(self, found: list[HubStatus]) -> RenderableType:
+        """What was found, for a terminal."""
+        if not found:
+            return Text(f"no {'other ' if self.failures else ''}task runner has workers now")
+        return Group(*(part for hub in found for part in _parts(hub)))
+
+    def _tell(self, error: ZfastError) -> None:
+        if str(error) not in self.failures:
+            self.failures.add(str(error))
+            print(f"not shown: {error}", file=sys.stderr)
 
 
 def _print_json(found: list[HubStatus]) -> None:
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     sys.stdout.flush()
-
-
-def _draw(found: list[HubStatus]) -> RenderableType:
-    if not found:
-        return Text("no task runner has workers now")
-    return Group(*(part for hub in found for part in _parts(hub)))
 
 
 def _parts(hub: HubStatus) -> list[RenderableType]:

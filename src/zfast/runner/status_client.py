@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import zmq
@@ -10,7 +11,7 @@ import zmq
 from zfast import _core
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
-from zfast.errors import ProtocolError, RecvTimeoutError, WorkerError
+from zfast.errors import ProtocolError, RecvTimeoutError, WorkerError, ZfastError
 from zfast.runner.hub_line import TOKEN_LOOK_S, HubAddress
 from zfast.runner.remote_protocol import REMOTE_MESSAGES, AskStatus, Refuse, Status
 from zfast.runner.runtime_folder import hub_sockets
@@ -25,6 +26,7 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
         HandshakeError: It refuses our key, or is not who we trust.
         TokenError: It refuses our token.
         WorkerError: Our key may not look at it.
+        ProtocolError: It answers as another version does.
     """
     asker = process_context().socket(zmq.DEALER)
     asker.linger = 0
@@ -43,9 +45,22 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
             poller.poll(int((left_s if has_asked else TOKEN_LOOK_S) * 1000) + 1)
             connection.read()
             address.check(connection)
-            received = _core.recv(asker)
-            if received is not None:
-                return _read(address, received)
+            try:
+                received = _core.recv(asker)
+                if received is not None:
+                    return _read(address, received)
+            # msgspec raises two errors of Python's own: for text that is no UTF-8, and for depth.
+            except (
+                ProtocolError,
+                msgspec.DecodeError,
+                UnicodeDecodeError,
+                RecursionError,
+            ) as error:
+                raise ProtocolError(
+                    f"{address.url} does not answer as this zfast understands",
+                    detail=str(error),
+                    hint="if its flow runs with another version, ask with 'zfast status' of that",
+                ) from error
         raise RecvTimeoutError(
             f"nothing at {address.url} answered in {timeout_s:g} s",
             hint="has a flow run with this endpoint submitted a task by now?",
@@ -55,20 +70,27 @@ def ask_status(address: HubAddress, timeout_s: float = 5.0) -> HubStatus:
         asker.close(linger=0)
 
 
-def ask_all(timeout_s: float = 2.0) -> list[HubStatus]:
-    """Ask every hub of this user on this host that has a worker; those that answer."""
+def ask_all(on_failure: Callable[[ZfastError], None], timeout_s: float = 2.0) -> list[HubStatus]:
+    """Ask every hub of this user on this host that has a worker; those that answer.
+
+    Args:
+        on_failure: Called for each that answers and cannot be shown.
+        timeout_s: How long each may take.
+    """
     found = []
     for path in hub_sockets():
         try:
             found.append(ask_status(HubAddress(f"ipc://{path}"), timeout_s))
         except RecvTimeoutError:
             continue  # it has ended just now, or its folder was left behind
+        except ZfastError as error:
+            on_failure(error)
     return found
 
 
 def _read(address: HubAddress, received: _core.Message | _core.Batch) -> HubStatus:
     if isinstance(received, _core.Batch):
-        raise ProtocolError(f"a batch from {address.url}, not a hub's status")
+        raise ProtocolError("a batch, not a hub's status")
     message = REMOTE_MESSAGES.decode(received.kind, received.body)
     if isinstance(message, Refuse):
         raise WorkerError(
@@ -76,5 +98,5 @@ def _read(address: HubAddress, received: _core.Message | _core.Batch) -> HubStat
             hint="a Viewer's key may look: 'zfast keys authorize KEY.pub --role Viewer'",
         )
     if not isinstance(message, Status) or not received.buffers:
-        raise ProtocolError(f"{type(message).__name__} from {address.url}, not its status")
+        raise ProtocolError(f"{type(message).__name__}, not a hub's status")
     return msgspec.json.decode(received.buffers[0], type=HubStatus)
