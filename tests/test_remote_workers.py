@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -15,7 +16,9 @@ import pytest
 from foremen import ZFAST, free_port, gone, importing_tests, joined, zfast
 from hub_jobs import hang_once, only, settled, simple, wait_for_file
 from network_hosts import hosts, ip
+from zfast.addresses import as_told_to_others
 from zfast.errors import ConfigError, TransportError, WorkerDiedError, WorkerError
+from zfast.runner import remote_hosts
 from zfast.runner.hub import Hub
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.policy import Policy
@@ -264,6 +267,44 @@ def test_an_endpoint_without_keys_or_in_use_is_refused(start_remote, security):
     taken = start_remote().hub.endpoint
     with pytest.raises(TransportError, match="port"):
         open_hub(taken, security)
+
+
+def test_who_waits_for_workers_says_what_they_connect_to(start_remote, monkeypatch, caplog):
+    monkeypatch.setattr(remote_hosts, "LONELY_S", 0.0)
+    jobs = start_remote(url="tcp://0.0.0.0:*")
+    port = jobs.hub.endpoint.rpartition(":")[2]
+    jobs.submit(len, "waits")
+    assert settled(lambda: f"'zfast worker tcp://{socket.gethostname()}:{port}'" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        ("tcp://0.0.0.0:5", "tcp://{}:5"),
+        ("tcp://[::]:5", "tcp://{}:5"),
+        ("tcp://*:5", "tcp://{}:5"),
+        ("tcp://10.0.0.1:5", "tcp://10.0.0.1:5"),
+        ("ipc:///tmp/hub", "ipc:///tmp/hub"),
+    ],
+)
+def test_where_workers_are_told_to_join(bound, told):
+    assert as_told_to_others(bound) == told.format(socket.gethostname())
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "[::]"])
+def test_where_to_listen_is_not_where_to_connect(key_folder, host):
+    done = zfast("worker", f"tcp://{host}:5560", "--key", "worker-1")
+    assert done.returncode == 1
+    assert "not which host to connect to" in done.stderr
+    assert "the flow's host" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_no_socket_can_connect_to_is_said(key_folder):
+    done = zfast("worker", "tcp://a b:5560", "--key", "worker-1")
+    assert done.returncode == 1
+    assert "cannot connect to tcp://a b:5560" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_status_shows_workers_jobs_and_queue(start_remote, foremen, journal, tmp_path):

@@ -14,6 +14,8 @@ import zmq
 
 from zfast.errors import ConfigError
 
+#: Hosts that stand for every address of a host: to listen at, not to connect to.
+EVERY_ADDRESS = ("*", "0.0.0.0", "[::]")
 #: Longest path of an ipc endpoint, in bytes: the size of ``sockaddr_un.sun_path``, less its NUL.
 IPC_PATH_MAX_NBYTES = zmq.IPC_PATH_MAX_LEN
 
@@ -109,6 +111,22 @@ def is_served(endpoint: Endpoint) -> bool:
         return probe.connect_ex(endpoint.address) == 0
 
 
+def as_told_to_others(bound: str) -> str:
+    """What another host connects to for an endpoint that is bound here."""
+    host, _, port = bound.removeprefix("tcp://").rpartition(":")
+    return f"tcp://{socket.gethostname()}:{port}" if host in EVERY_ADDRESS else bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as it stands in an endpoint, is this one by the loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 def _check_tcp(url: str, address: str) -> None:
     host, separator, port = address.rpartition(":")
     if (
@@ -120,14 +138,13 @@ def _check_tcp(url: str, address: str) -> None:
 
 
 def _check_unguarded(url: str, address: str, insecure: bool) -> None:
-    host = address.rpartition(":")[0].strip("[]")
     if not insecure:
         raise ConfigError(
             f"{url!r} would be open to anyone who can reach it: tcp takes keys",
             hint="make them with 'zfast keys new server' and pass security=ServerSecurity.load(); "
             "or use ipc://, or insecure=True for a loopback address",
         )
-    if not _is_loopback(host):
+    if not is_loopback(address.rpartition(":")[0]):
         raise ConfigError(
             f"{url!r} is not a loopback address, and insecure=True is for loopback only",
             hint="make keys with 'zfast keys new server', or use 127.0.0.1 or ipc://",
@@ -145,12 +162,3 @@ def runtime_root() -> Path:
     if runtime and os.access(runtime, os.W_OK | os.X_OK):
         return Path(runtime)
     return Path(tempfile.gettempdir())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,6 +11,7 @@ from zfast.addresses import parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, TransportError, ZfastError
+from zfast.ip_family import connect
 from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.same_user import bind_to_this_user, connect_only_to_this_user
 
@@ -69,16 +70,13 @@ def connect_socket(
 
     Raises:
         ConfigError: The endpoint is malformed, or is tcp that nothing guards, or there is no key.
-        TransportError: The endpoint is another user's, or could be.
+        TransportError: The endpoint is another user's, or could be; or no socket can.
     """
     endpoint = parse_endpoint(url, insecure=insecure, guarded=security is not None)
     connect_only_to_this_user(opened, endpoint)
     if security is not None and endpoint.scheme == "tcp":
         security.guard(opened, url, brings_token=False)
-    try:
-        opened.connect(url)
-    except zmq.ZMQError as error:
-        raise ConfigError(f"cannot connect to {url}: {error}") from error
+    connect(opened, url)
 
 
 def client_security(
@@ -158,7 +156,7 @@ class Handshakes:
         if self._is_connecting or not self._security.may_connect(self._url):
             return
         self._is_connecting = True
-        self._watched.connect(self._url)
+        connect(self._watched, self._url)
 
     def _begin_anew(self) -> None:
         """Who has a token is nobody to a relay that began anew, until it was taken there too."""

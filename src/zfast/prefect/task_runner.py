@@ -14,6 +14,7 @@ from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.task_runners import TaskRunner
 
+from zfast.addresses import as_told_to_others
 from zfast.codec import encode
 from zfast.errors import ZfastError
 from zfast.prefect.crashes import crashed
@@ -292,7 +293,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                     versions=shared_versions() if remote is not None else None,
                 )
                 if self._hub.endpoint is not None:
-                    self.logger.info("Workers may join at %s", self._hub.endpoint)
+                    told = as_told_to_others(self._hub.endpoint)
+                    self.logger.info("Workers may join at %s", told)
                 self._shipper = Shipper()
                 self._workshop = Workshop(self._hub, self._reporter, self._completions)
                 if process_tap.is_active:

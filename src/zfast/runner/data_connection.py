@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import zmq
@@ -11,6 +12,7 @@ from zfast.addresses import parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import HandshakeError, ProtocolError, TransportError
+from zfast.ip_family import connect
 from zfast.runner.control import ControlMessage
 from zfast.runner.data_protocol import DATA_MESSAGES, WINDOW, Ask
 from zfast.security.client_security import ClientSecurity
@@ -42,34 +44,33 @@ class DataConnection:
 
     Raises:
         ConfigError: The endpoint or a key is malformed or missing.
-        TransportError: It is another user's, or could be.
+        TransportError: It is another user's, or could be; or this process has no more sockets.
     """
 
     def __init__(self, peer: DataPeer, pair: KeyPair | None, poller: zmq.Poller) -> None:
         endpoint = parse_endpoint(peer.endpoint, guarded=pair is not None)
         self._poller = poller
-        self._socket = process_context().socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 2 * WINDOW  # more than that nobody asked for
-        self.news = ConnectionMonitor(self._socket, only_first=True)
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self.news.socket, zmq.POLLIN)
         try:
-            if endpoint.scheme == "tcp" and pair is not None:
-                security = ClientSecurity(pair, [PublicKey(peer.public_key)])
-                security.guard(self._socket, peer.endpoint, brings_token=False)
-            self._socket.reconnect_ivl = RECONNECT_MS
-            self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
-            connect_only_to_this_user(self._socket, endpoint)
-            self._socket.connect(peer.endpoint)
-        except zmq.ZMQError as error:
-            self.close()
+            with contextlib.ExitStack() as undo:
+                self._socket = undo.enter_context(process_context().socket(zmq.DEALER))
+                self._socket.linger = 0
+                self._socket.rcvhwm = 2 * WINDOW  # more than that nobody asked for
+                self.news = ConnectionMonitor(self._socket, only_first=True)
+                undo.callback(self.news.close)
+                if endpoint.scheme == "tcp" and pair is not None:
+                    security = ClientSecurity(pair, [PublicKey(peer.public_key)])
+                    security.guard(self._socket, peer.endpoint, brings_token=False)
+                self._socket.reconnect_ivl = RECONNECT_MS
+                self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
+                connect_only_to_this_user(self._socket, endpoint)
+                connect(self._socket, peer.endpoint)
+                undo.pop_all()
+        except zmq.ZMQError as error:  # such as too many open files
             raise TransportError(
                 f"cannot connect to {peer.endpoint}: {error.strerror}", errno=error.errno
             ) from error
-        except BaseException:
-            self.close()
-            raise
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self.news.socket, zmq.POLLIN)
 
     def send(self, number: int, ask: Ask) -> bool:
         """Ask; False if it takes no more questions for now."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from zfast.addresses import parse_endpoint
+from zfast.addresses import EVERY_ADDRESS, is_loopback, parse_endpoint
 from zfast.errors import ConfigError, TransportError
+from zfast.ip_family import resolve
 from zfast.security.curve_keys import KeyPair
 
 #: What switches it off: data of this host reaches others by way of the hub.
 NONE = "none"
 _FILE_NAME = "data.sock"
-_EVERY_ADDRESS = ("0.0.0.0", "*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +61,39 @@ class DataEndpoint:
         """The endpoint that other hosts connect to, where it is bound to every address.
 
         Raises:
-            ConfigError: It is bound to the loopback interface, and the hub is elsewhere.
+            ConfigError: It is bound to the loopback interface, and the hub is elsewhere; or to
+                IPv4 alone, and the hub is reached over IPv6.
             TransportError: This host's address cannot be found out.
         """
         host, _, port = bound.removeprefix("tcp://").rpartition(":")
         if bound.startswith("ipc:"):
             return bound
-        if host in _EVERY_ADDRESS:
-            return f"tcp://{self._own_address()}:{port}"
-        if _is_loopback(host) and not _is_loopback(self._own_address()):
+        if host in EVERY_ADDRESS:
+            own = self._own_address()
+            if own.startswith("[") and host != "[::]":
+                raise ConfigError(
+                    f"no other host can take data at {bound}: {self.hub_url} is reached over IPv6",
+                    hint="use tcp://[::]:port",
+                )
+            return f"tcp://{own}:{port}"
+        if is_loopback(host) and not is_loopback(self._own_address()):
             raise ConfigError(
                 f"no other host can take data at {bound}", hint="give the address of a network"
             )
         return bound
 
     def _own_address(self) -> str:
-        """The address of this host's that packets to the hub come from."""
+        """The address of this host's that packets to the hub come from, as a url has it."""
         host, _, port = self.hub_url.removeprefix("tcp://").rpartition(":")
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((host, int(port)))  # sends nothing
-                return str(probe.getsockname()[0])
+            family, address = resolve(host, int(port))
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)  # sends nothing
+                own = str(probe.getsockname()[0])
+                return f"[{own}]" if family == socket.AF_INET6 else own
         except OSError as error:
             raise TransportError(
                 f"no address of this host leads to {self.hub_url}: {error.strerror}",
                 errno=error.errno,
                 hint="say where other hosts may take data: --data-endpoint tcp://address:port",
             ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name
-        return False

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import zmq
 
 from zfast import _core
-from zfast.addresses import is_served, parse_endpoint
+from zfast.addresses import EVERY_ADDRESS, is_served, parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerError
+from zfast.ip_family import connect
 from zfast.runner.control import ControlMessage
 from zfast.runner.protocol import PROTOCOL_VERSION
 from zfast.runner.remote_protocol import (
@@ -57,7 +58,7 @@ class HubAddress:
     """Where a hub is, and how to reach it.
 
     Raises:
-        ConfigError: The endpoint is malformed or unprotected.
+        ConfigError: The endpoint is malformed or unprotected, or names no host.
     """
 
     url: str
@@ -69,6 +70,11 @@ class HubAddress:
         endpoint = parse_endpoint(self.url, insecure=self.insecure, guarded=guarded)
         if endpoint.scheme == "inproc":
             raise ConfigError(f"{endpoint} reaches no other process", hint="use tcp://host:port")
+        if endpoint.scheme == "tcp" and endpoint.address.rpartition(":")[0] in EVERY_ADDRESS:
+            raise ConfigError(
+                f"{endpoint} says where to listen, and not which host to connect to",
+                hint="give the name or the address of the flow's host",
+            )
         if endpoint.address.endswith(":*"):
             raise ConfigError(f"{endpoint} names no port", hint="the flow's log says which it is")
 
@@ -94,10 +100,11 @@ class HubAddress:
 
         Raises:
             TokenError, HandshakeError, ConfigError: It is refused, or there is none.
+            TransportError: No socket can.
         """
         if self.security is not None and not self.security.may_connect(self.url):
             return False
-        prepared.connect(self.url)
+        connect(prepared, self.url)
         return True
 
     def is_deserted(self) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from zfast import _core
+from zfast.addresses import as_told_to_others
 from zfast.errors import AccessDeniedError, ProtocolError
 from zfast.runner.control import BURST, ControlMessage
 from zfast.runner.policy import Policy
@@ -323,5 +324,5 @@ class RemoteHosts:
             self._lonely_since = float("inf")
             logger.warning(
                 "tasks wait, and no host has joined: start workers with 'zfast worker %s'",
-                self.endpoint,
+                as_told_to_others(self.endpoint),
             )

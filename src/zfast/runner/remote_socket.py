@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import EADDRINUSE
 
 import zmq
 
@@ -156,5 +157,7 @@ def _not_bound(endpoint: str, errno: int | None, reason: str) -> TransportError:
     return TransportError(
         f"workers cannot join at {endpoint}: {reason}",
         errno=errno,
-        hint="does another flow run listen there? Give each its own port, or port *",
+        hint="does another flow run listen there? Give each its own port, or port *"
+        if errno == EADDRINUSE
+        else None,
     )

@@ -12,6 +12,7 @@ import zmq
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, HandshakeError
+from zfast.ip_family import connect
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretSource, resolve_secret
 from zfast.security.limits import Limits
 from zfast.security.token_courier import TokenCourier
@@ -218,7 +219,7 @@ def find_server_key(
             connection = ConnectionMonitor(asker)
             askers[connection.socket] = (asker, connection, server)
             poller.register(connection.socket, zmq.POLLIN)
-            asker.connect(endpoint)
+            connect(asker, endpoint)
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             for readable, _ in poller.poll(int(left_s * 1000) + 1):

@@ -18,6 +18,7 @@ import zmq
 
 from zfast.addresses import Endpoint
 from zfast.errors import ConfigError, TransportError
+from zfast.ip_family import resolve
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
 
@@ -59,14 +60,11 @@ class Listeners:
             TransportError: It cannot be bound; ``errno`` says why.
         """
         host, _, port = endpoint.address.rpartition(":")
-        host = "0.0.0.0" if host == "*" else host.strip("[]")
+        host = "0.0.0.0" if host == "*" else host
         try:
-            found = socket.getaddrinfo(
-                host, 0 if port == "*" else int(port), type=socket.SOCK_STREAM
-            )
+            self._family, address = resolve(host, 0 if port == "*" else int(port))
         except OSError as error:
             raise ConfigError(f"{endpoint}: {host!r} is no address of this host") from error
-        self._family, _, _, _, address = found[0]
         self._address = (str(address[0]), int(address[1]))
         self._listen(keys[0], shared=False)
         self.serve(keys)
@@ -98,6 +96,8 @@ class Listeners:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if shared and hasattr(socket, "SO_REUSEPORT"):
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if self._family == socket.AF_INET6:  # [::] takes IPv4 too, as with libzmq
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 listener.bind(self._address)
                 listener.listen(self._limits.backlog)
                 listener.setblocking(False)

@@ -12,6 +12,7 @@ import zmq
 
 from zfast.addresses import Endpoint, SocketFile
 from zfast.errors import ConfigError, TransportError
+from zfast.ip_family import choose_family
 from zfast.security.private_files import is_closed
 
 #: Linux's struct ucred: process, user, group.
@@ -30,6 +31,7 @@ def bind_to_this_user(opened: zmq.Socket[bytes], endpoint: Endpoint) -> tuple[st
         zmq.ZMQError: It cannot be bound.
     """
     _admit_only_this_user(opened, endpoint)
+    choose_family(opened, str(endpoint))
     opened.bind(str(endpoint))
     return opened.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), SocketFile(endpoint)
 

@@ -21,6 +21,7 @@ from zfast import _core
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TokenError, TransportError, ZfastError
+from zfast.ip_family import connect
 from zfast.security.audit import logger
 from zfast.security.token_messages import TOKEN_KIND, Answer, read_answer
 
@@ -226,7 +227,7 @@ class _Connection:
         guard(self._socket)
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = RECONNECT_MS, RECONNECT_MAX_MS
         self.news = ConnectionMonitor(self._socket)
-        self._socket.connect(endpoint)
+        connect(self._socket, endpoint)
 
     def wait(self, woken: socket.socket, until_s: float) -> None:
         poller = zmq.Poller()

@@ -12,6 +12,7 @@ from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, TransportError
+from zfast.ip_family import connect
 from zfast.security.client_security import ClientSecurity, handshake_error
 from zfast.security.door import Door
 from zfast.security.roles import Verb
@@ -89,7 +90,7 @@ class Port:
                 self._bind(endpoint, options)
             else:
                 self._guard_connecting(endpoint, options)
-                self.socket.connect(self.endpoint)
+                connect(self.socket, self.endpoint)
         except zmq.ZMQError as error:
             self.close(0)
             raise TransportError(
