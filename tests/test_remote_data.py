@@ -15,10 +15,15 @@ from two_hosts import LARGE, TwoHosts
 from zfast.codec import decode, encode
 from zfast.errors import ProtocolError, ResultLostError
 from zfast.runner.data_client import DataClient, DataPeer
+from zfast.runner.data_endpoint import DataEndpoint
+from zfast.runner.host_data import HostData
+from zfast.runner.host_peers import HostPeers
 from zfast.runner.protocol import Done
 from zfast.runner.remote_data import RemoteData
-from zfast.runner.remote_protocol import Serving, served_as
+from zfast.runner.remote_protocol import Lies, Peer, Peers, Serving, served_as
 from zfast.runner.remote_worker import RemoteHost
+from zfast.runner.session import Session
+from zfast.security.curve_keys import KeyPair
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.segments import Lease
 
@@ -152,6 +157,29 @@ def test_a_host_cannot_claim_memory_of_another_or_of_the_hub(data, host):
     assert kept[0].is_lost
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "reached_from_elsewhere"),
+    [
+        ("tcp://10.0.0.1:5", True),
+        ("tcp://127.0.0.1:5", False),
+        ("tcp://[::1]:5", False),
+        ("tcp://localhost:5", False),
+        ("ipc:///tmp/x", False),
+    ],
+)
+def test_a_data_endpoint_of_the_loopback_interface_is_for_its_own_machine(
+    data, host, endpoint, reached_from_elsewhere
+):
+    here, beside, elsewhere = host("a:1"), host("a:2"), host("b:1")
+    key = "" if endpoint.startswith("ipc:") else KeyPair.generate().public.z85
+    peers = HostPeers()
+    for serving in (here, beside, elsewhere):
+        peers.serve(serving, Serving(endpoint, key), guarded=bool(key))
+    assert peers.reaches(here, beside)
+    assert peers.reaches(here, elsewhere) == reached_from_elsewhere
+    assert peers.reaches(elsewhere, here) == reached_from_elsewhere
+
+
 def test_a_data_endpoint_is_of_the_runs_kind_and_named_once(data, host):
     liar = host("a")
     for endpoint, key in (
@@ -165,3 +193,30 @@ def test_a_data_endpoint_is_of_the_runs_kind_and_named_once(data, host):
     data.serve(liar, Serving("ipc:///tmp/x", ""), guarded=False)
     with pytest.raises(ProtocolError, match="second"):
         data.serve(liar, Serving("ipc:///tmp/y", ""), guarded=False)
+
+
+# ---- what a host keeps in mind ------------------------------------------------------------------
+
+
+@pytest.fixture
+def host_data(tmp_path):
+    poller = zmq.Poller()
+    endpoint = DataEndpoint(f"ipc://{tmp_path}/hub", False, "none")
+    made = HostData(Session(), b"s" * 16, poller, tmp_path, endpoint)
+    made.poller = poller
+    yield made
+    made.close()
+
+
+def test_where_something_could_not_be_had_is_forgotten(host_data):
+    wanted, settlings = descriptor(b"w"), []
+    nobody = Peer(b"p" * 16, "ipc://@nobody-listens-here", "")
+    host_data.take(Peers([nobody]), [])
+    host_data.take(Lies(wanted, b"p" * 16, descriptor(b"n")), [])
+    for n in (1, 2):  # the second time it is not asked for any more
+        host_data.want(wanted, lambda: settlings.append(host_data.find(wanted)))
+        while len(settlings) < n:
+            host_data.poller.poll(10)
+            host_data.turn()
+    assert settlings == [None, None]
+    assert host_data._places == {}

@@ -200,6 +200,7 @@ class HostData:
 
     def _fail(self, descriptor: Descriptor, reason: str, *, is_apart: bool = False) -> None:
         self.miss(descriptor, reason, is_apart=is_apart)
+        self._places.pop(descriptor, None)  # the hub says nothing more of it
         self._settle(descriptor)
 
     def _settle(self, descriptor: Descriptor) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 
-from zfast.addresses import parse_endpoint
+from zfast.addresses import is_loopback, parse_endpoint
 from zfast.errors import ConfigError, ProtocolError
 from zfast.runner.remote_protocol import Peer, Peers, Serving, peer_id_of
 from zfast.runner.remote_worker import RemoteHost
@@ -70,7 +69,7 @@ class HostPeers:
         """Whether a host may take data from another."""
         if host not in self._serving or other not in self._serving or other.is_retiring:
             return False
-        if self._is_loopback(other) and not self._is_loopback(host):
+        if self._stays_on_machine(other) and host.machine != other.machine:
             return False
         return self._apart.get((host, other), 0.0) < time.monotonic()
 
@@ -83,10 +82,7 @@ class HostPeers:
         for host in self._serving:
             host.session.post(peers)
 
-    def _is_loopback(self, host: RemoteHost) -> bool:
+    def _stays_on_machine(self, host: RemoteHost) -> bool:
+        """Whether no other machine reaches a host's data endpoint: to each it would be its own."""
         scheme, _, address = self._serving[host].endpoint.partition("://")
-        try:
-            name = address.rpartition(":")[0].strip("[]")
-            return scheme == "tcp" and ipaddress.ip_address(name).is_loopback
-        except ValueError:  # a name
-            return False
+        return scheme == "ipc" or is_loopback(address.rpartition(":")[0])

@@ -22,7 +22,7 @@ class RemoteHost:
     """One foreman that has joined. Threads: the hub's only.
 
     Attributes:
-        name: As it calls itself, for messages.
+        name: As it calls itself: its machine's name, and a process id.
         user_id: The key it joined with; only that may resume the session.
         route: The connection that it has now; None while it has none.
         silent_looks: Looks since it was heard last. Looks are counted, not seconds: a hub that was
@@ -40,6 +40,11 @@ class RemoteHost:
     silent_looks: int = 0
     is_retiring: bool = False
     workers: dict[bytes, RemoteWorker] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> str:
+        """The name of the machine that it runs on."""
+        return self.name.rpartition(":")[0]
 
     @property
     def is_silent(self) -> bool:
