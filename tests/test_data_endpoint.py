@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import random
+import resource
 import secrets
 import threading
 import time
@@ -852,6 +854,51 @@ def test_nothing_is_left_of_hosts_that_come_and_go(scheme, start_host, start_gue
         assert fetched(guest, host, b"data") == b"data"
         host.close()
         guest.turn_until(lambda host=host: host.peer not in guest.client._links)
+    assert settled(lambda: n_open() <= fds)
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_nothing_is_left_of_what_was_cancelled_before_its_host_was_there(
+    scheme, start_host, start_guest
+):
+    guest, host = start_guest(), start_host(scheme)
+    assert fetched(guest, host, b"data") == b"data"
+    descriptor = host.hold(b"data")
+    host.close()
+    guest.turn_until(lambda: host.peer not in guest.client._links)
+    fds = n_open()
+    guest.fetch(descriptor, host.peer)
+    guest.turn_until(lambda: len(guest._poller.sockets) > 1)  # it tries to connect
+    guest.client.cancel(descriptor)
+    guest.turn_until(lambda: host.peer not in guest.client._links, 5.0)
+    assert len(guest._poller.sockets) == 1  # its waker
+    assert settled(lambda: n_open() <= fds)
+    assert guest.outcomes == {}
+
+
+def test_too_many_open_files_end_a_fetch_and_not_the_process(tcp_host, start_guest):
+    guest = start_guest()
+    descriptor = tcp_host.hold(b"data")
+    fds, taken = n_open(), []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(3):  # no socket can be had, or one, or two
+            guest.fetch(descriptor, tcp_host.peer)
+            (error,) = guest.get(descriptor)
+            assert isinstance(error, TransportError)
+            assert error.errno == errno.EMFILE
+            os.close(taken.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+    assert fetched(guest, tcp_host, b"data") == b"data"
+    guest.close()
     assert settled(lambda: n_open() <= fds)
 
 

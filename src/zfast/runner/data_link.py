@@ -77,6 +77,8 @@ class DataLink:
     def cancel(self, descriptor: Descriptor) -> None:
         """Forget a fetch, if it is one of this peer's."""
         self._fetches.cancel(descriptor)
+        if not self._fetches:
+            self.next_turn = 0.0  # to see whether the connection is needed still
 
     def turn(self, now: float) -> None:
         """Take what came, ask for what is next, and say what has ended."""
@@ -90,6 +92,8 @@ class DataLink:
             self._give_up(self._why_hopeless(), now)
         if self._connection is not None and self._connection.news.connected:
             self._ask(self._connection, now)
+        elif not self._fetches:
+            self._shut(now)  # for nobody it need not try to connect again and again
         self.next_turn = self._when_next(now)
         self._fetches.tell_ended()
 
