@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -34,13 +35,15 @@ class Service:
     ``[b"token", token]`` presents a token. Runs on a thread of its own, as a hub would.
     """
 
-    def __init__(self, security: ServerSecurity, **guard: object) -> None:
+    def __init__(
+        self, security: ServerSecurity, *, url: str = "tcp://127.0.0.1:*", **guard: object
+    ) -> None:
         self.socket = process_context().socket(zmq.ROUTER)
         self.socket.linger = 0
         self.socket.rcvtimeo = 20
         guard.setdefault("verbs", ALL_VERBS)
         self.door: Door = security.guard(self.socket, **guard)
-        self.endpoint = self.door.bind("tcp://127.0.0.1:*")
+        self.endpoint = self.door.bind(url)
         self.port = int(self.endpoint.rpartition(":")[2])
         self.routing_ids = RoutingIds()
         self.heard: list[bytes] = []
@@ -88,7 +91,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(security: ServerSecurity, **guard: object) -> Iterator[Service]:
+def serving(security: ServerSecurity, **guard: Any) -> Iterator[Service]:
     service = Service(security, **guard)
     try:
         yield service

@@ -11,7 +11,7 @@ import time
 import pytest
 import zmq
 
-from security_peers import Peer, Records, serving
+from security_peers import ALL_VERBS, Peer, Records, serving
 from zfast import Channel
 from zfast.addresses import InsecureEndpointWarning
 from zfast.context import process_context
@@ -641,6 +641,35 @@ def test_closing_a_door_lets_go_of_everything():
     gate.command(finished.set)
     assert finished.wait(10)
     assert gate._guards == {}
+
+
+def test_a_port_is_free_for_the_next_once_its_socket_was_closed():
+    guard = security()
+    url = "tcp://127.0.0.1:*"
+    for _ in range(30):
+        guarded = process_context().socket(zmq.ROUTER)
+        door = guard.guard(guarded, verbs=[Verb.PUT])
+        url = door.bind(url)
+        door.close()
+        guarded.close(0)
+
+
+def test_who_comes_while_a_door_is_closed_is_let_in_by_the_next_at_its_port():
+    guard = security()
+    closing = process_context().socket(zmq.ROUTER)
+    door = guard.guard(closing, verbs=ALL_VERBS)
+    endpoint = door.bind("tcp://127.0.0.1:*")
+    door.close()
+    gate = process_gate()
+    finished = threading.Event()
+    gate.command(finished.set)
+    assert finished.wait(10)
+    # Nobody guards the port now, and it still listens.
+    with Peer(endpoint, WORKER, SERVER.public) as peer:
+        assert peer.wait_for(zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        closing.close(0)
+        with serving(security(), url=endpoint):
+            assert peer.ask(b"claim") == [b"yes", b"worker"]
 
 
 def test_a_fork_needs_security_of_its_own(monkeypatch):

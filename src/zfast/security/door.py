@@ -159,6 +159,7 @@ class Door:
 
     def close(self) -> None:
         """Guard no longer: before the socket is closed, so that nobody comes in unwatched."""
+        self._listeners.close()
         if not self._socket.closed:
             self._socket.disable_monitor()
         self._gate.remove(self._keeper)

@@ -238,7 +238,9 @@ class Gate:
             if guard is not None:
                 self._read(guard)  # what came since the poll
                 return guard.judge(request)
+            # Most likely of a socket that is being closed, whose port another may have in a moment.
             record("refused", reason="unknown domain", domain=request.domain)
+            return zap.refuse(request_id, for_now=True)
         except ProtocolError as error:
             record("refused", reason="malformed ZAP request", detail=error.message)
         except Exception:

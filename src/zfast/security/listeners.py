@@ -12,7 +12,9 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from errno import EADDRINUSE
 
 import zmq
 
@@ -21,6 +23,12 @@ from zfast.errors import ConfigError, TransportError
 from zfast.ip_family import resolve
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
+
+#: A port that this process has just let go of is free when libzmq's thread gets to it, in so long.
+LET_GO_S = 2.0
+LOOK_EVERY_S = 0.002
+#: Listening descriptors of this process that libzmq is to close, with their inodes.
+_closing: set[tuple[int, int]] = set()
 
 #: Where the kernel balances connections between listeners of one port.
 CAN_SHARE_PORT = sys.platform == "linux"
@@ -90,6 +98,10 @@ class Listeners:
         """Whether ``serve`` would change nothing."""
         return self.keys == {pair.public.z85 for pair in _servable(keys)}
 
+    def close(self) -> None:
+        """The socket is to be closed: who binds its port next in this process may wait for that."""
+        _closing.update(self._served.values())
+
     def _listen(self, pair: KeyPair, *, shared: bool) -> None:
         try:
             with socket.socket(self._family, socket.SOCK_STREAM) as listener:
@@ -98,7 +110,7 @@ class Listeners:
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if self._family == socket.AF_INET6:  # [::] takes IPv4 too, as with libzmq
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                listener.bind(self._address)
+                _bind(listener, self._address)
                 listener.listen(self._limits.backlog)
                 listener.setblocking(False)
                 host, port = listener.getsockname()[:2]
@@ -155,6 +167,27 @@ class Listeners:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as twin:
                 if os.fstat(twin.fileno()).st_ino == inode:
                     twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def _bind(listener: socket.socket, address: tuple[str, int]) -> None:
+    until = time.monotonic() + LET_GO_S
+    while True:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            _closing.difference_update([each for each in list(_closing) if not _is_open(*each)])
+            if error.errno != EADDRINUSE or not _closing or time.monotonic() > until:
+                raise
+            time.sleep(LOOK_EVERY_S)
+        else:
+            return
+
+
+def _is_open(fd: int, inode: int) -> bool:
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
 
 
 def _servable(keys: Sequence[KeyPair]) -> Sequence[KeyPair]:
