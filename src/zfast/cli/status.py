@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zfast.addresses import runtime_root
 from zfast.cli.hub_options import hub_address
 from zfast.cli.key_options import Environment, Flag
 from zfast.errors import RecvTimeoutError, ZfastError
@@ -100,7 +101,8 @@ class _Asker:
     def draw(self, found: list[HubStatus]) -> RenderableType:
         """What was found, for a terminal."""
         if not found:
-            return Text(f"no {'other ' if self.failures else ''}task runner has workers now")
+            other = "other " if self.failures else ""
+            return Text(f"no {other}task runner has workers now, as far as {runtime_root()} says")
         return Group(*(part for hub in found for part in _parts(hub)))
 
     def _tell(self, error: ZfastError) -> None:
