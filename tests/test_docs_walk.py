@@ -264,9 +264,15 @@ def test_the_page_on_security(tmp_path: Path) -> None:
         rx.wait_for("listens")
         for _, command in commands("security.md", "What is wrong?"):
             walk.shells["client"].run(command)
+        rotation = commands("security.md", "Rotation and revocation")
+        of_one_host = [line for line in rotation if not line[0]]
+        of_two = [line for line in rotation if line[0]]
+        walk.type(of_two, until="zfast keys authorize")
+        walk.bring("worker-2.pub", "client", "server")
+        walk.type(of_two)
     alone = Walk({"": Shell(tmp_path / "alone")})
     alone.type(commands("security.md", "One host, in a minute"))
-    alone.type(commands("security.md", "Rotation and revocation"))
+    alone.type(of_one_host)
     assert "worker-1" in alone.said["zfast keys list"]
 
 

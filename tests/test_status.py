@@ -15,7 +15,7 @@ from test_cli import run_zfast
 from zfast import _core
 from zfast.context import process_context
 from zfast.runner.remote_protocol import REMOTE_MESSAGES, Status
-from zfast.runner.runtime_folder import RuntimeFolder
+from zfast.runner.runtime_folder import HUB, RuntimeFolder
 
 
 def test_the_progress_of_a_flow_run_on_a_terminal(start_hub, journal, tmp_path):
@@ -39,7 +39,7 @@ def test_the_progress_of_a_flow_run_on_a_terminal(start_hub, journal, tmp_path):
 @pytest.fixture
 def hub_of_another_version(runtime_root):
     """The folder of a hub that answers each question with a status that lacks most fields."""
-    folder = RuntimeFolder()
+    folder = RuntimeFolder(HUB)
     answerer = process_context().socket(zmq.ROUTER)
     answerer.bind(folder.endpoint)
     ended = threading.Event()
