@@ -6,6 +6,7 @@ import builtins
 import gc
 import os
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from prefect import flow, task, unmapped
 from prefect.cache_policies import INPUTS, NO_CACHE
+from prefect.context import FlowRunContext, TaskRunContext
 
 from zfast import ZfastTaskRunner, arena
 
@@ -251,3 +253,46 @@ def test_results_are_read_after_the_flow_run() -> None:
     first, second = run()
     assert len(first.result() if hasattr(first, "result") else first) == ROWS
     assert len(second.result() if hasattr(second, "result") else second) == 1000
+
+
+@task
+def same(value: Any) -> Any:
+    return value
+
+
+def test_what_a_task_that_submits_was_given_is_freed_when_it_ends() -> None:
+    @task
+    def outer(array: np.ndarray[Any, Any]) -> int:
+        vars(builtins).setdefault("given", []).append(weakref.ref(array))
+        return sum(same.map([1, 2]).result())
+
+    @task
+    def count_alive() -> list[bool]:
+        gc.collect()
+        return [reference() is not None for reference in vars(builtins)["given"]]
+
+    @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+    def run() -> tuple[list[int], list[bool]]:
+        sums = [outer.submit(np.ones(ROWS)).result() for _ in range(5)]
+        return sums, count_alive.submit().result()
+
+    sums, alive = run()
+    assert sums == [3] * 5
+    # What Prefect's services hold for a moment: timers of a new connection, the last event.
+    assert sum(alive) <= 2
+
+
+def test_what_a_task_that_submits_was_given_is_not_sent_on() -> None:
+    @task
+    def outer(given: bytes) -> tuple[list[bool], bool]:
+        same.submit(1).wait()
+        runner: Any = FlowRunContext.get().task_runner  # type: ignore[union-attr]
+        sent = [blob.data for _, blob in runner._shipper._contexts.values()]
+        reported_in = runner._reporter._context
+        return [given in each for each in sent], reported_in[TaskRunContext.__var__] is None
+
+    @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+    def run() -> Any:
+        return outer.submit(os.urandom(64)).result()
+
+    assert run() == ([False], True)

@@ -17,8 +17,9 @@ import prefect
 import prefect.flow_engine
 import prefect.task_engine
 import prefect.utilities.engine
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events.worker import EventsWorker
+from prefect.transactions import BaseTransaction
 
 if TYPE_CHECKING:
     from queue import Queue
@@ -150,6 +151,13 @@ def tap_exits() -> bool:
 
     cast("Any", FlowRunContext).__exit__ = leave_and_tell
     return True
+
+
+def leave_task_run() -> None:
+    """In a copy of a context: be in no task run any more, only in its flow run."""
+    if is_known():
+        for kind in (TaskRunContext, BaseTransaction):
+            cast("Any", kind).__var__.set(None)
 
 
 def block_id(block: Block) -> UUID | None:

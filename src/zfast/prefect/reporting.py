@@ -104,6 +104,9 @@ class Reporter:
 
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
+        # Made by the first task run of many that submit others, it must not keep what that was
+        # given, nor speak in its name.
+        self._context.run(internals.leave_task_run)
         self._pool = concurrent.futures.ThreadPoolExecutor(MAX_REPORTS, "zfast-report")
         self._lock = threading.Lock()
         self._reports: set[concurrent.futures.Future[None]] = set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -16,8 +18,8 @@ from zfast.runner.job import Blob
 
 #: What workers of another host must have in the same version; of Python the minor one.
 SHARED_PACKAGES = ("python", "zfast", "prefect", "cloudpickle")
-#: Run contexts that are known; each task run that submits others has one.
-MAX_CONTEXTS = 64
+#: Run contexts that are known; each task run that submits others has one, while it runs.
+MAX_CONTEXTS = 8
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -29,8 +31,9 @@ class Shipper:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blobs: dict[bytes, Blob] = {}
-        # The contexts are kept, so that none of their ids can come again for another.
-        self._contexts: dict[tuple[int, ...], tuple[tuple[object, ...], Blob]] = {}
+        # By the contexts' ids, and gone with the first of them: nothing of a task run that has
+        # ended is kept, and no id can come again for another.
+        self._contexts: dict[tuple[int, ...], tuple[list[weakref.ref[Any]], Blob]] = {}
 
     def ship_task(self, task: Task[Any, Any]) -> Blob:
         """A task's code as it is now, with the globals and variables that it closes over.
@@ -54,7 +57,7 @@ class Shipper:
             return self._blobs.setdefault(blob.digest, blob)
 
     def ship_context(self) -> Blob:
-        """The run context that is active now, without its tags; pickled once.
+        """The run context that is active now, without its tags; pickled once while it lasts.
 
         Raises:
             CodecError: The flow cannot be pickled.
@@ -63,28 +66,39 @@ class Shipper:
         key = tuple(id(context) for context in active)
         with self._lock:
             known = self._contexts.get(key)
-            if known is None:
-                try:
-                    known = active, Blob.of(cloudpickle.dumps(_serialize_context()))
-                except Exception as error:
-                    raise CodecError(
-                        f"the flow run's context cannot be pickled: {error}",
-                        hint="keep locks, sockets and open files out of the flow's closure and "
-                        "parameters",
-                    ) from error
-                self._contexts[key] = known
-                if len(self._contexts) > MAX_CONTEXTS:
-                    del self._contexts[next(iter(self._contexts))]
-            return known[1]
+            if known is not None:
+                return known[1]
+            try:
+                blob = Blob.of(cloudpickle.dumps(_serialize_context()))
+            except Exception as error:
+                raise CodecError(
+                    f"the flow run's context cannot be pickled: {error}",
+                    hint="keep locks, sockets and open files out of the flow's closure and "
+                    "parameters",
+                ) from error
+            if len(self._contexts) >= MAX_CONTEXTS:
+                self._contexts.clear()
+            forget = self._forgetting(key)
+            lasting = [weakref.ref(each, forget) for each in active if each is not None]
+            self._contexts[key] = lasting, blob
+            return blob
+
+    def _forgetting(self, key: tuple[int, ...]) -> Callable[[object], object]:
+        # It may be called at any time, by the garbage collector with the lock held: so without it.
+        contexts = self._contexts
+        return lambda _: contexts.pop(key, None)
 
 
 def _serialize_context() -> dict[str, Any]:
     context = serialize_context()
     # Tags change between submits; they travel with each call.
     context["tags_context"] = {}
-    result_store = context["flow_run_context"].get("result_store", {})
-    # Results that the driver caches in memory are not for the workers.
-    result_store.pop("cache", None)
+    # What a task run that submits others was given is its own: theirs need its id and settings.
+    if context["task_run_context"]:
+        context["task_run_context"]["parameters"] = {}
+    # Results that this process caches in memory are not for the workers.
+    for run in ("flow_run_context", "task_run_context"):
+        context[run].get("result_store", {}).pop("cache", None)
     settings = context["settings_context"].get("settings")
     url = _ephemeral_api_url()
     if url and isinstance(settings, dict):
