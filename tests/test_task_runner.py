@@ -491,6 +491,38 @@ def test_states_logs_and_dependencies_reach_the_api():
     assert [log.task_run_id for log in logs] == [runs["talk"].id]
 
 
+def test_tasks_are_not_taken_to_depend_on_those_that_ran_before_them():
+    """Prefect knows results by their addresses, which others have when they are gone."""
+
+    @task
+    def noted(fails: bool) -> list[list[int]]:
+        known = FlowRunContext.get().run_results
+        before = len(known)
+        identity([before])
+        assert len(known) > before
+        if fails:
+            raise ValueError("after all")
+        return [[before]]
+
+    @task
+    def outer() -> int:
+        return add(identity(1000), 1)
+
+    run_ids = []
+
+    def body():
+        run_ids.append(FlowRunContext.get().flow_run.id)
+        noted.submit(fails=True).wait()
+        found = noted.map([False] * 3).result()
+        return found, outer.submit().result()
+
+    assert run(body) == ([[[0]]] * 3, 1001)
+    (added,) = eventually(lambda: [r for r in task_runs(run_ids[0]) if r.name.startswith("add-")])
+    (made,) = added.task_inputs["a"]
+    # What is called in a task that runs is still known there.
+    assert made.id in {r.id for r in task_runs(run_ids[0]) if r.name.startswith("identity-")}
+
+
 def test_a_task_sees_its_run_its_tags_and_its_flow():
     @task(name="curious")
     def look() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from uuid import UUID
 import cloudpickle
 import prefect.task_engine
 from prefect.client.schemas.objects import RunInput, State, TaskRun
-from prefect.context import SyncClientContext, hydrated_context, tags
+from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, tags
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
 
@@ -81,7 +81,10 @@ class TaskExecutor:
             call: Call = decode(parcels[0].open(), persistent_load=resolve_references(upstream))
             noted.handover_ns = time.perf_counter_ns() - start_ns
             task_run = find_begun_run(call["task_run_id"], attempt - 1) if attempt > 1 else None
-            state = self._run_task(task, call, task_run)
+            try:
+                state = self._run_task(task, call, task_run)
+            finally:
+                _forget_results()
         payload = _encode_state(state)
         flush_events()
         return [payload]
@@ -145,6 +148,17 @@ class TaskExecutor:
                 else prefect.task_engine.run_task_sync(**arguments)
             )
         return cast("State[Any]", state)
+
+
+def _forget_results() -> None:
+    """Have Prefect forget which run made which object: another may come to be at its address.
+
+    It would be taken for the result of that run, wherever it is passed to. The context, and so
+    what is noted there, lives on from task run to task run.
+    """
+    context = FlowRunContext.get()
+    if context is not None:
+        context.run_results.clear()
 
 
 def _decode_parcel(parcel: Parcel, noted: HandedOver) -> Any:
