@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,41 @@ def test_a_begun_task_run_that_the_api_knows_waits_for_its_retry(tmp_path):
     assert "killed by SIGKILL" in states[2]["message"]
     assert eventually(lambda: task_runs(run_ids[0])[0].run_count == 2)
     assert run.start_time < run.end_time
+
+
+def test_a_task_run_that_waits_for_its_retry_when_it_is_cancelled_is_cancelled(tmp_path):
+    """Its worker died; the next one has more to do before it."""
+
+    @task
+    def die_when_known(folder: Path) -> None:
+        flow_run_id = TaskRunContext.get().task_run.flow_run_id
+        eventually(lambda: [r for r in task_runs(flow_run_id) if r.state_name == "Running"])
+        (folder / "waits").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def starting(folder: Path) -> None:
+        """The worker after the one that dies does not get ready before it may."""
+        while (folder / "waits").exists() and not (folder / "go").exists():
+            time.sleep(0.01)
+
+    run_ids = []
+
+    @flow(task_runner=ZfastTaskRunner(
+        max_workers=1, spares=0, initializer=starting, initargs=(tmp_path,)
+    ))  # fmt: skip
+    def body():
+        run_ids.append(FlowRunContext.get().flow_run.id)
+        future = die_when_known.submit(tmp_path)
+        eventually(lambda: [r for r in task_runs(run_ids[0]) if r.state_name == "AwaitingRetry"])
+        FlowRunContext.get().task_runner.cancel_all()
+        future.wait()
+        (tmp_path / "go").touch()
+        return future.state.name
+
+    assert body() == "Cancelled"
+    story = ["Pending", "Running", "AwaitingRetry", "Cancelled"]
+    _, states = history(run_ids, lambda run, names: names == story)
+    assert "not run again" in states[-1]["message"]
 
 
 def test_a_result_that_was_stored_before_the_death_is_used(tmp_path):

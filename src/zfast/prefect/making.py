@@ -216,6 +216,8 @@ class Making:
 
     def _fail(self, error: WorkerError) -> None:
         if not self._was_made:  # who waits for it tells the API
+            if isinstance(error, JobCancelledError) and self._attempt > 1:  # which may wait for it
+                self._workshop.reporter.report_cancelled(self._task_run_id, error.message)
             self._tell(error)
             return
         if isinstance(error, JobCancelledError):  # it has ended, if well or not, all the same

@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelled
 from prefect.types._datetime import DateTime, now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
@@ -130,6 +130,11 @@ class Reporter:
         """Tell the API that a task run crashed, whose own engine did not live to say so."""
         self._report(_END, _report_crash, task_run_id, state, task)
 
+    def report_cancelled(self, task_run_id: UUID, cause: str) -> None:
+        """Tell the API that a task run that was begun, and waits to be run again, is not."""
+        state: State[Any] = Cancelled(message=f"It is not run again: {cause}")
+        self._report(_END, _report_state, task_run_id, state)
+
     def report_no_replay(self, task_run_id: UUID, cause: str) -> None:
         """Tell the API that a task run that waits to be run again is what it was before."""
         message = f"Its result is gone, and it is not run again: {cause}"
@@ -141,7 +146,7 @@ class Reporter:
             scheduled_time=now("UTC"),
             message=f"{cause}. Attempt {attempt} will run on another worker.",
         )
-        self._report(_WAIT, _report_replay, task_run_id, state)
+        self._report(_WAIT, _report_state, task_run_id, state)
 
     def _report(
         self, rank: int, report: Callable[..., None], task_run_id: UUID, *arguments: object
@@ -205,7 +210,7 @@ def _report_crash(
     emit_task_run_state_change_event(task_run, task_run.state, state)
 
 
-def _report_replay(client: SyncPrefectClient, task_run_id: UUID, state: State[Any]) -> None:
+def _report_state(client: SyncPrefectClient, task_run_id: UUID, state: State[Any]) -> None:
     # Its next attempt may have ended by now: the API orders states by their time.
     task_run = _find_task_run(client, task_run_id, FIND_TASK_RUN_S)
     if task_run is not None:
