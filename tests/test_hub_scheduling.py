@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from hub_jobs import hang_once, settled, simple, wait_for_file
+from zfast.errors import WorkerDiedError
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.job import JobCancelledError
 from zfast.runner.status_client import ask_status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
+
+
+@pytest.fixture
+def keep_at_the_worker(monkeypatch):
+    """What was handed out in advance stays there however long the job before it takes."""
+    monkeypatch.setattr("zfast.runner.scheduling.SHORT_S", 60.0)
+    monkeypatch.setattr("zfast.runner.placement.RECALL_AFTER_S", 120.0)
+    monkeypatch.setattr("zfast.runner.dispatcher.RECALL_AFTER_S", 120.0)
 
 
 def learn_that_jobs_are_short(jobs):
@@ -154,13 +163,8 @@ def test_shared_memory_does_not_count_as_grown(start_hub):
 
 
 def test_no_job_is_handed_out_in_advance_while_too_many_bytes_travel(
-    start_hub, journal, tmp_path, monkeypatch
+    start_hub, journal, tmp_path, keep_at_the_worker
 ):
-    # What was handed out in advance stays there however long the job before it takes.
-    monkeypatch.setattr("zfast.runner.scheduling.SHORT_S", 60.0)
-    monkeypatch.setattr("zfast.runner.placement.RECALL_AFTER_S", 120.0)
-    monkeypatch.setattr("zfast.runner.dispatcher.RECALL_AFTER_S", 120.0)
-
     def assert_at_the_worker(expected, max_inflight_nbytes):
         jobs = start_hub(max_workers=1, spares=0, max_inflight_nbytes=max_inflight_nbytes)
         learn_that_jobs_are_short(jobs)
@@ -182,3 +186,22 @@ def test_no_job_is_handed_out_in_advance_while_too_many_bytes_travel(
 
     assert_at_the_worker((1, 1), max_inflight_nbytes=1)
     assert_at_the_worker((2, 0), max_inflight_nbytes=256 << 20)
+
+
+def test_what_was_handed_out_in_advance_is_cancelled_when_the_runner_is_aborted(
+    start_hub, journal, tmp_path, keep_at_the_worker
+):
+    jobs = start_hub(max_workers=1, spares=0)
+    learn_that_jobs_are_short(jobs)
+    running = jobs.submit(wait_for_file, (journal, "long", tmp_path / "gate"))
+    journal.wait_for("long", "begin")
+    waiting = [jobs.submit(simple, (journal, f"w{i}", 0)) for i in range(3)]
+    held_by = jobs.hub._dispatcher.held_by
+    settled(lambda: [len(held_by(worker)) for worker in jobs.hub._pool] == [2])
+    jobs.hub.abort()
+    with pytest.raises(WorkerDiedError, match="interrupted"):
+        jobs.value(running)
+    for outcome in waiting:
+        with pytest.raises(JobCancelledError):
+            jobs.value(outcome)
+    assert [line[0] for line in journal.lines()] == ["long"]

@@ -147,8 +147,16 @@ class Dispatcher:
             self._end(job, error)
 
     def fail_all(self, error: WorkerError) -> None:
-        """End every job with ``error``; what workers still say about them does not count."""
+        """End every job with ``error``; what workers still say about them does not count.
+
+        Once the workers are killed, what was cancelled, and is known not to have begun, ends so.
+        """
         self.fail_queued(error)
+        for worker in self._workers():
+            for assignment in self._attempts.held_by(worker.routing_id):
+                cancelled = self._cancelled.get(assignment.job.job_id)
+                if cancelled and worker.begun is not None and assignment.serial > worker.begun:
+                    self._end(assignment.job, cancelled)
         for job in self._attempts:
             self._end(job, error)
 

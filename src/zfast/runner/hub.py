@@ -296,11 +296,11 @@ class Hub:
 
     def _kill_all(self) -> None:
         self._begin_closing()
+        self._pool.kill()  # before it is seen what they have begun
         self._dispatcher.fail_all(
             WorkerDiedError("the task was interrupted: its runner was aborted")
         )
         self._data.close()
-        self._pool.kill()
 
     def _end_leases(self) -> None:
         """Carry out, once a turn, what the ends of leases lead to."""
