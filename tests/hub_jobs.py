@@ -26,14 +26,15 @@ class Jobs:
         self.hub = hub
         self._blob = Blob.of(b"no code")
 
-    def submit(self, function, argument=None, client=b""):
+    def submit(self, function, argument=None, client=b"", context=None):
         outcome = queue.SimpleQueue()
         pack = self.hub.handover.snapshot
         parcels = [
             pack(encode(function)),
             argument if isinstance(argument, Parcel) else pack(encode(argument)),
         ]
-        job = Job(uuid.uuid4().bytes, self._blob, self._blob, parcels, outcome.put, client=client)
+        context = context or self._blob
+        job = Job(uuid.uuid4().bytes, self._blob, context, parcels, outcome.put, client=client)
         self.hub.submit(job)
         return outcome
 

@@ -18,7 +18,7 @@ from hub_jobs import appeared
 from zfast.codec import decode
 from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
-from zfast.runner.job import JobCancelledError, JobFailedError
+from zfast.runner.job import Blob, JobCancelledError, JobFailedError
 from zfast.runner.policy import Policy
 
 TESTS = Path(__file__).parent
@@ -63,6 +63,20 @@ def test_workers_are_started_as_needed_and_kept(jobs):
     assert len(pids) == 1
     outcomes = [jobs.submit(lambda *_: (time.sleep(0.3), os.getpid())[1]) for _ in range(6)]
     assert len({jobs.value(outcome) for outcome in outcomes}) == 2
+
+
+def test_a_worker_keeps_little_of_the_contexts_that_it_had(start_hub, monkeypatch):
+    monkeypatch.setattr("zfast.runner.worker_handle.MAX_IDLE_BLOB_NBYTES", 4 << 20)
+    jobs = start_hub(max_workers=1, spares=0)
+    kept_nbytes = []
+    for i in range(12):
+        context = Blob.of(bytes([i]) * (1 << 20))
+        for _ in range(2):
+            jobs.value(jobs.submit(lambda *_: None, context=context))
+            (worker,) = jobs.hub._pool
+            kept_nbytes.append(sum(worker.blobs.values()) >> 20)
+    once = [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert kept_nbytes == [*once, *once, 1, 1, 2, 2]
 
 
 def test_an_error_in_a_job_has_its_traceback(jobs):

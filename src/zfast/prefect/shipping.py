@@ -12,9 +12,9 @@ from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, ser
 from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
-from zfast.runner.dispatcher import MAX_BLOBS
 from zfast.runner.foreman import installed_version
 from zfast.runner.job import Blob
+from zfast.runner.worker_handle import MAX_BLOBS
 
 #: What workers of another host must have in the same version; of Python the minor one.
 SHARED_PACKAGES = ("python", "zfast", "prefect", "cloudpickle")

@@ -15,8 +15,6 @@ from zfast.runner.placement import Placement
 from zfast.runner.policy import Policy
 from zfast.runner.protocol import (
     AttemptId,
-    Forget,
-    Keep,
     Recall,
     Run,
     Warm,
@@ -27,8 +25,6 @@ from zfast.runner.remote_segment import RemoteSegment
 from zfast.runner.scheduling import RECALL_AFTER_S, Durations, FairQueue
 from zfast.runner.worker_handle import WorkerHandle
 
-#: Blobs that a worker keeps; with one more it starts anew.
-MAX_BLOBS = 256
 #: A worker that has just started unpickles so many of the codes that were used last.
 MAX_WARM_CODES = 8
 
@@ -226,7 +222,7 @@ class Dispatcher:
         """Have a worker that has nothing to do yet get ready for jobs like the last ones."""
         if self._context is not None and not self._queue:
             codes = list(self._codes.values())
-            self._send_blobs(worker, [*codes, self._context])
+            worker.keep([*codes, self._context])
             worker.send(Warm([code.digest for code in codes], self._context.digest))
 
     def mourn(self, worker: WorkerHandle) -> None:
@@ -254,7 +250,7 @@ class Dispatcher:
         except (ZfastError, OSError) as error:  # such as too many open files
             self._end(job, WorkerError(f"what the task is given cannot be read: {error}"))
             return
-        self._send_blobs(worker, [job.code, job.context])
+        worker.keep([job.code, job.context])
         assignment = self._attempts.assign(
             job, worker.routing_id, nbytes=sum(map(len, buffers)), now=now
         )
@@ -273,15 +269,6 @@ class Dispatcher:
         if worker.is_local:
             self._desk.grant(worker.routing_id, run)
         worker.send(run, buffers)
-
-    def _send_blobs(self, worker: WorkerHandle, blobs: list[Blob]) -> None:
-        if len(worker.blobs) + len(blobs) > MAX_BLOBS:
-            worker.blobs.clear()
-            worker.send(Forget())
-        for blob in blobs:
-            if blob.digest not in worker.blobs:
-                worker.blobs.add(blob.digest)
-                worker.send(Keep(blob.digest), [blob.data])
 
     def _recall_waiting(self, now: float) -> None:
         """Take back what waits behind a job that takes longer than was thought."""

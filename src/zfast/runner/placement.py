@@ -71,7 +71,7 @@ class Placement:
             else owned.get(worker.routing_id, 0),
             worker.is_local,
             self._attempts.n_assigned(worker.routing_id) > 0,
-            len(needed & worker.blobs),
+            len(needed & worker.blobs.keys()),
             worker.last_used,
         )
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from zfast.runner.control import Buffers, ControlMessage
-from zfast.runner.protocol import Stop
+from zfast.runner.job import Blob
+from zfast.runner.protocol import Forget, Keep, Stop
 
+#: Blobs that a worker keeps; with one more it starts anew.
+MAX_BLOBS = 256
+#: Bytes of those that it keeps and does not need now; with more it starts anew.
+MAX_IDLE_BLOB_NBYTES = 128 << 20
 #: A worker that was told to stop, and has nothing to do or to wait for, is killed after so long.
 STOP_GRACE_S = 5.0
 
@@ -24,7 +30,7 @@ class WorkerHandle(ABC):
         ready: It has said so: its imports are done.
         leaving: It gets no more jobs, and is stopped when it has none.
         stop_by: When it is killed, having been told to stop; by the monotonic clock.
-        blobs: Digests of those that it has.
+        blobs: The sizes of those that it has, by their digests.
         is_local: A process of this hub, with which it shares memory.
     """
 
@@ -33,7 +39,7 @@ class WorkerHandle(ABC):
     ready: bool = field(default=False, kw_only=True)
     leaving: bool = field(default=False, kw_only=True)
     stop_by: float = field(default=float("inf"), kw_only=True)
-    blobs: set[bytes] = field(default_factory=set, kw_only=True)
+    blobs: dict[bytes, int] = field(default_factory=dict, kw_only=True)
 
     is_local: ClassVar[bool]
 
@@ -74,6 +80,21 @@ class WorkerHandle(ABC):
     @abstractmethod
     def words(self) -> str:
         """The last lines of its standard error; empty if there are none."""
+
+    def keep(self, blobs: Iterable[Blob]) -> None:
+        """Send it what it does not have of the blobs that it will need."""
+        needed = {blob.digest: blob for blob in blobs}
+        if needed.keys() <= self.blobs.keys():
+            return
+        idle = self.blobs.keys() - needed.keys()
+        idle_nbytes = sum(self.blobs[digest] for digest in idle)
+        if len(idle) + len(needed) > MAX_BLOBS or idle_nbytes > MAX_IDLE_BLOB_NBYTES:
+            self.blobs.clear()
+            self.send(Forget())
+        for digest, blob in needed.items():
+            if digest not in self.blobs:
+                self.blobs[digest] = len(blob.data)
+                self.send(Keep(digest), [blob.data])
 
     def stop(self) -> None:
         """Tell it to stop, once it has nothing to do."""
