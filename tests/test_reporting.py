@@ -74,7 +74,7 @@ def test_ends_are_told_first_and_each_thread_has_one_client(prefect_api, monkeyp
         told.append(state.name)
 
     monkeypatch.setattr(reporting, "_find_task_run", look)
-    monkeypatch.setattr(reporting, "_report_replay", replay)
+    monkeypatch.setattr(reporting, "_report_state", replay)
     monkeypatch.setattr(reporting, "emit_task_run_state_change_event", tell)
     reporter = reporting.Reporter()
     for _ in range(5 * reporting.MAX_REPORTS):
