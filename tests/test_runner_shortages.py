@@ -235,13 +235,14 @@ def test_what_cannot_be_shared_is_sent(start_hub, monkeypatch, caplog):
 
 
 def test_a_flow_without_workers_of_its_own_is_shown(start_remote, foremen, caplog):
-    jobs = start_remote(max_workers=0)
-    (before,) = settled(ask_all)
+    jobs, failures = start_remote(max_workers=0), []
+    (before,) = settled(lambda: ask_all(failures.append))
     assert before.endpoint == jobs.hub.endpoint
     foremen.start(jobs.hub.endpoint)
     joined(jobs)
-    (status,) = ask_all()
+    (status,) = ask_all(failures.append)
     assert len(status.hosts) == 1
+    assert failures == []
 
 
 def test_strangers_at_a_foremans_socket_are_ignored(start_remote, foremen, runtime_root):
