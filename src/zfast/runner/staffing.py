@@ -59,6 +59,7 @@ class Staffing:
         self._remote = remote
         self._open_sockets = open_sockets
         self._failures = 0
+        self._first_failure_at = 0.0
         self._was_useful = False
         self._start_again_at = 0.0
         self.broken: WorkerStartError | None = None
@@ -141,14 +142,17 @@ class Staffing:
 
     @property
     def _may_be_ready_soon(self) -> bool:
-        """Whether others are still being started, unless too many of such have failed."""
-        return self._failures < MAX_FAILURES * self._policy.max_workers and any(
-            not worker.ready and not worker.leaving for worker in self._pool
+        """Whether others are still being started, since before the first of them failed."""
+        return any(
+            not worker.ready and not worker.leaving and worker.last_used < self._first_failure_at
+            for worker in self._pool
         )
 
     def _failed(self, message: str, hint: str | None = None) -> None:
         """A worker could not be started: wait a little before the next, or give up."""
         self._failures += 1
+        if self._failures == 1:
+            self._first_failure_at = time.monotonic()
         self._start_again_at = time.monotonic() + pause_s(self._failures)
         if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
             return

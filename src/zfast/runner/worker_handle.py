@@ -26,7 +26,7 @@ class WorkerHandle(ABC):
 
     Attributes:
         routing_id: Its name, unique in the hub.
-        last_used: When it was last given a job or had one done, by the monotonic clock.
+        last_used: When it was started, last given a job or had one done, by the monotonic clock.
         ready: It has said so: its imports are done.
         leaving: It gets no more jobs, and is stopped when it has none.
         stop_by: When it is killed, having been told to stop; by the monotonic clock.
