@@ -597,6 +597,20 @@ def test_a_runner_compares_duplicates_and_pickles_by_its_configuration():
         ZfastTaskRunner(max_workers="2")
 
 
+def test_a_subclass_with_a_constructor_of_its_own_runs_a_flow():
+    class ThreeTimes(ZfastTaskRunner):
+        def __init__(self, factor: int = 3) -> None:
+            super().__init__(max_workers=1, spares=0)
+            self.factor = factor
+
+    @flow(task_runner=ThreeTimes())
+    def multiplies() -> int:
+        runner = FlowRunContext.get().task_runner
+        return identity.submit(2).result() * runner.factor
+
+    assert multiplies() == 6
+
+
 def test_nothing_starts_before_the_first_submit():
     before = set(Path("/proc/self/task").iterdir())
     with ZfastTaskRunner(max_workers=1):

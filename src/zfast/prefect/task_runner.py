@@ -149,8 +149,11 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def duplicate(self) -> Self:
         """A runner with the same configuration, not started."""
-        duplicate = type(self)(**self._settings, **self._joining)
-        duplicate._family = self._family
+        # Not through the constructor, which a subclass may have given other parameters.
+        duplicate = type(self).__new__(type(self))
+        duplicate.__dict__.update(self.__dict__)  # the family, too
+        duplicate._started = False
+        duplicate._reset()
         return duplicate
 
     def __eq__(self, other: object) -> bool:
