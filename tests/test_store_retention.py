@@ -11,8 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Hashable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +244,53 @@ def test_what_a_full_disk_kept_from_being_noted_is_noted_later(
     folder = Path(store.basepath, ".zfast", "leases")
     (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
     assert {b"a", b"bbbb", b"c"} <= set(lease.read_bytes().split(b"\0")[:-1])
+    store.leases.let_go()
+
+
+class CountedLooks(defaultdict[Hashable, set[str]]):
+    """What is held, counting how often all of it is looked through."""
+
+    n_looks = 0
+
+    def values(self) -> Any:
+        self.n_looks += 1
+        return super().values()
+
+
+def test_holding_one_more_does_not_look_through_all_that_is_held(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("k0", b"")
+    held = CountedLooks(set)
+    monkeypatch.setattr(store.leases, "_held", held)
+    for number in range(1, 100):
+        store.leases.hold(f"k{number}")
+    assert held.n_looks == 0
+    folder = Path(store.basepath, ".zfast", "leases")
+    (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
+    noted = [key for key in lease.read_bytes().split(b"\0") if key]
+    assert sorted(noted) == sorted(b"k%d" % number for number in range(100))
+    store.leases.let_go()
+
+
+def test_what_was_not_noted_when_a_scope_ended_on_a_full_disk_is_noted_later(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = leases.scope.set("run")
+    store.put("run's", b"")
+    leases.scope.reset(token)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        store.leases.hold("a")
+        store.leases.end_scope("run")
+    store.leases.hold("b")
+    folder = Path(store.basepath, ".zfast", "leases")
+    noted = b"".join(path.read_bytes() for path in folder.iterdir()).split(b"\0")
+    assert {b"a", b"b"} <= set(noted)
     store.leases.let_go()
 
 

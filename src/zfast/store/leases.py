@@ -46,6 +46,7 @@ class Leases:
         self._zfast_folder = zfast_folder
         self._held: defaultdict[Hashable, set[str]] = defaultdict(set)
         self._noted: set[str] = set()
+        self._unnoted: set[str] = set()  # held, but the disk was full
         self._ended: deque[Hashable] = deque()
         self._fd = -1
         self._path = ""
@@ -67,9 +68,9 @@ class Leases:
                 self._open()
             self._held[scope.get()].add(key)
             if key not in self._noted:
+                self._unnoted.add(key)
                 try:
-                    # With it what could not be noted before.
-                    self._note(set().union(*self._held.values()) - self._noted)
+                    self._note(self._unnoted)  # with it what could not be noted before
                 except OSError as error:
                     self._warn(error)
                     raise
@@ -105,7 +106,8 @@ class Leases:
     def _begin_anew(self) -> None:
         """Change to a file that has only what is still held."""
         rest: set[str] = set().union(*self._held.values())
-        old = self._fd, self._path
+        self._unnoted = rest - self._noted
+        old = self._fd, self._path, self._noted
         if rest == self._noted or self._fd < 0:
             return
         self._fd, self._noted = -1, set()
@@ -117,7 +119,7 @@ class Leases:
             # The disk is full, or the folder gone. Better too much is held than too little.
             if self._fd >= 0:
                 os.close(self._fd)
-            (self._fd, self._path), self._noted = old, rest
+            self._fd, self._path, self._noted = old
             return
         os.close(old[0])
         remove_unlocked(old[1])
@@ -204,6 +206,7 @@ class Leases:
             if passed:
                 fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
         self._noted.update(keys)
+        self._unnoted.clear()  # callers give all of these
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
@@ -218,6 +221,7 @@ class Leases:
     def _close(self) -> None:
         self._held.clear()
         self._noted.clear()
+        self._unnoted.clear()
         for fd in (self._fd, self._gate_fd):
             if fd >= 0:
                 os.close(fd)
@@ -242,6 +246,7 @@ class Leases:
         self._fd = -1
         self._held.clear()
         self._noted.clear()
+        self._unnoted.clear()
 
 
 _all: dict[str, Leases] = {}
