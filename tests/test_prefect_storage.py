@@ -42,7 +42,7 @@ from zfast.errors import (
     TicketError,
 )
 from zfast.prefect import ZfastInlineSerializer, ZfastSerializer, ZfastStorage, storage, tickets
-from zfast.store import FolderStore
+from zfast.store import FolderStore, files
 from zfast.store.format import MAGIC
 
 LARGE = 100_000
@@ -304,6 +304,26 @@ def test_a_ticket_is_taken_once(block: ZfastStorage) -> None:
     content = bytes(FolderStore(block.basepath).get("k").content)
     with pytest.raises(TicketError):
         block.write_path("again", content)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/thread-self/io"), reason="looks into /proc")
+def test_what_is_not_mapped_is_read_once_and_not_to_see_whether_it_is_there(
+    block: ZfastStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def n_read() -> int:
+        return int(Path("/proc/thread-self/io").read_text().split()[1])
+
+    nbytes = 10_000_000
+    store = store_of(block)
+    store.write(np.zeros(nbytes, np.uint8), key="k")
+    monkeypatch.setattr(files, "is_shared_between_hosts", lambda _: True)
+    assert store.exists("k")  # it may import something
+    before = n_read()
+    assert store.exists("k")
+    seen = n_read()
+    assert seen - before < nbytes / 10
+    assert store.read("k").result.nbytes == nbytes
+    assert n_read() - seen < 1.5 * nbytes
 
 
 def test_a_located_ticket_after_changes(block: ZfastStorage) -> None:

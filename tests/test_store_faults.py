@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from zfast.codec import Payload
 from zfast.errors import ConfigError, KeyNotFoundError, ObjectCorruptError, StoreError
 from zfast.store import FolderStore, files, mounts
 from zfast.store.folder import Durability
-from zfast.store.inspection import verify, verify_all
+from zfast.store.inspection import describe, verify, verify_all
 from zfast.store.retention import collect
 
 OTHER = "a/other"
@@ -409,39 +410,85 @@ FolderStore({store.basepath!r}).put("k", b"late")
 # --- shared file systems ---------------------------------------------------------------------
 
 
-def test_nothing_is_mapped_where_another_host_may_take_the_pages(
+@pytest.fixture
+def shared(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    store.put("k", b"", old_payload())
+) -> Iterator[FolderStore]:
+    """A store on a file system that is taken for one of several hosts, with an object of 200 kB."""
+    store.put("k", b"content", old_payload(), b"t" * 16)
     device = os.stat(store.path_of("k")).st_dev
     table = tmp_path / "mountinfo"
     line = f"36 35 {os.major(device)}:{os.minor(device)} / / rw shared:1 - nfs4 host:/x rw\n"
     table.write_text("1 0 0:1 / /sys rw - sysfs sysfs rw\n" + line)
     monkeypatch.setattr(mounts, "MOUNTS", table)
     mounts.is_shared_between_hosts.cache_clear()
-    try:
-        stored = store.get("k")
-        assert isinstance(stored.content.obj, bytearray)
-        stored.verify()
-    finally:
-        mounts.is_shared_between_hosts.cache_clear()
+    yield store
+    mounts.is_shared_between_hosts.cache_clear()
 
 
+def test_nothing_is_mapped_where_another_host_may_take_the_pages(shared: FolderStore) -> None:
+    stored = shared.get("k")
+    assert isinstance(stored.content.obj, bytearray)
+    stored.verify()
+
+
+def test_the_content_is_read_without_the_value(
+    shared: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(call: Callable[..., Any], nbytes_of: Callable[[Any], int]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            result = call(*arguments)
+            read.append(nbytes_of(result))
+            return result
+
+        return count
+
+    monkeypatch.setattr(os, "pread", counted(os.pread, len))
+    monkeypatch.setattr(os, "preadv", counted(os.preadv, int))
+    shared.leases.let_go()
+    assert shared.get_content("k") == (b"content", b"t" * 16)
+    assert sum(read) < 1000
+    assert collect(shared, budget_nbytes=0).n_held == 1, "what is read is held"
+
+
+READS: dict[str, Callable[[FolderStore], object]] = {
+    "get": lambda store: bytes(store.get("k").content),
+    "get_content": lambda store: store.get_content("k").content,
+    "describe": lambda store: describe(store, "k").head.nbytes and b"c",
+}
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "preadv"])
+@pytest.mark.parametrize("how", READS)
 def test_a_stale_handle_is_looked_up_again(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, call: str, how: str
 ) -> None:
     store.put("k", b"c")
-    real = os.open
+    path = store.path_of("k")
+    real_open, real = os.open, getattr(os, call)
+    ours: set[int] = set()
     stale = [True, True]
 
-    def sometimes(path: str, flags: int, *rest: int) -> int:
-        if path == store.path_of("k") and stale:
+    def noted(name: str, flags: int, *rest: int) -> int:
+        fd = real_open(name, flags, *rest)
+        (ours.add if name == path else ours.discard)(fd)
+        return fd
+
+    def sometimes(file: Any, *rest: Any) -> Any:
+        if (file == path or file in ours) and stale:
             stale.pop()
             raise OSError(errno.ESTALE, "stale")
-        return real(path, flags, *rest)
+        return real(file, *rest)
 
-    monkeypatch.setattr(os, "open", sometimes)
-    assert store.get("k").content == b"c"
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(os, call, sometimes)
+    before = len(os.listdir("/dev/fd"))
+    assert READS[how](store) == b"c"
+    assert stale == []
     stale += [True] * files.STALE_RETRIES
     with pytest.raises(StoreError, match="mount it again"):
-        store.get("k")
+        READS[how](store)
+    assert stale == []
+    assert len(os.listdir("/dev/fd")) == before

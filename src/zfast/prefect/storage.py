@@ -186,11 +186,10 @@ class ZfastStorage(WritableFileSystem):
         """
         folder = self._store
         with held_for_the_run(folder):
-            stored = folder.get(path)
-        content = bytes(stored.content)
-        if stored.token != NO_TOKEN:
-            bare = bytes(Ticket(stored.token))
-            located = bytes(Ticket(stored.token, folder.path_of(path)))
+            content, token = folder.get_content(path)
+        if token != NO_TOKEN:
+            bare = bytes(Ticket(token))
+            located = bytes(Ticket(token, folder.path_of(path)))
             if content == bare:
                 return _RECORD % located
             return content.replace(bare, located)

@@ -15,9 +15,10 @@ import stat
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
+from typing import TypeVar
 
 from zfast.errors import KeyNotFoundError, StoreError, UnknownObjectError
 from zfast.store.mounts import is_shared_between_hosts
@@ -30,6 +31,7 @@ MAX_MAPPED = 256
 #: A shared file system says ESTALE when another host replaced the file between look-up and read.
 STALE_RETRIES = 10
 
+_Read = TypeVar("_Read")
 _IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _HINTS = {
@@ -66,47 +68,57 @@ def read_file(path: str) -> memoryview:
         UnknownObjectError: It is no regular file.
         StoreError: It cannot be read.
     """
-    fd, status = open_file(path)
-    try:
-        return memoryview(_map_or_read(fd, status))
-    except OSError as error:
-        raise failure("cannot read", path, error) from error
-    finally:
-        os.close(fd)
+    return read_from(path, lambda fd, status: memoryview(_map_or_read(fd, status)))
 
 
-def open_file(path: str, *, is_use: bool = True) -> tuple[int, os.stat_result]:
-    """Open a regular file to read from; its descriptor, which the caller closes, and status.
+def read_from(
+    path: str, read: Callable[[int, os.stat_result], _Read], *, is_use: bool = True
+) -> _Read:
+    """Open a regular file and read from it; again from the start if it went stale meanwhile.
 
     Args:
+        path: The file.
+        read: Reads what is wanted from the descriptor, given the file's status too.
         is_use: False, and reading leaves the time of the last use as it is, where the system can.
 
     Raises:
         KeyNotFoundError: There is no such file.
         UnknownObjectError: It is no regular file.
-        StoreError: It cannot be opened.
+        StoreError: It cannot be opened or read, or what `read` raises.
     """
+    n_left = STALE_RETRIES
+    while True:
+        n_left -= 1
+        try:
+            fd = _open(path, is_use=is_use)
+            try:
+                status = os.fstat(fd)
+                _check_regular(path, status)
+                return read(fd, status)
+            finally:
+                os.close(fd)
+        except StoreError:
+            raise
+        except OSError as error:
+            if error.errno != errno.ESTALE or not n_left:
+                raise failure("cannot read", path, error) from error
+
+
+def _open(path: str, *, is_use: bool) -> int:
     # Not blocking: a named pipe has no end to wait for.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     no_use = 0 if is_use else getattr(os, "O_NOATIME", 0)
     try:
-        for attempt in range(STALE_RETRIES):
-            try:
-                fd = os.open(path, flags | no_use)
-                break
-            except PermissionError:
-                if not no_use:
-                    raise
-                no_use = 0  # somebody else's file
-            except OSError as error:
-                if error.errno != errno.ESTALE or attempt == STALE_RETRIES - 1:
-                    raise
-        status = os.fstat(fd)
-    except OSError as error:
-        raise failure("cannot read", path, error) from error
+        return os.open(path, flags | no_use)
+    except PermissionError:
+        if not no_use:
+            raise
+        return os.open(path, flags)  # somebody else's file
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
-        return fd, status
-    os.close(fd)
+        return
     if stat.S_ISDIR(status.st_mode):
         raise KeyNotFoundError(
             f"there is no object {path}: it is a folder", errno=errno.ENOENT, hint=NOT_FOUND_HINT
@@ -123,6 +135,15 @@ def _map_or_read(fd: int, status: os.stat_result) -> bytearray | mmap.mmap:
             mapped = mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY)
             _mapped.add(mapped)
             return mapped
+    return read_start(fd, nbytes)
+
+
+def read_start(fd: int, nbytes: int) -> bytearray:
+    """Read a file's first bytes into memory; fewer where it ends before.
+
+    Raises:
+        OSError: They cannot be read.
+    """
     data = bytearray(nbytes)
     done = 0
     with memoryview(data) as view:

@@ -19,6 +19,7 @@ from zfast.store import leases
 from zfast.store.compression import Codec, check_codec, compress
 from zfast.store.files import failure, read_file, remove_unlocked, replace_file, sync_folder
 from zfast.store.format import NO_TOKEN, StoredObject, build, parse
+from zfast.store.heads import Content, read_content
 
 Durability = Literal["process", "power"]
 
@@ -183,6 +184,18 @@ class FolderStore:
         path = self.path_of(key)
         self._hold(path)
         return open_object(path)
+
+    def get_content(self, key: str) -> Content:
+        """Read what is stored beside the value under a key; of the value, no buffer is read.
+
+        Raises:
+            KeyNotFoundError: There is none.
+            ObjectCorruptError: What is there is not an object, or its head is damaged.
+            StoreError: It cannot be read.
+        """
+        path = self.path_of(key)
+        self._hold(path)
+        return read_content(path)
 
     def exists(self, key: str) -> bool:
         """Say whether there is an object under a key, without reading it."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import xxhash
 
 from zfast.errors import KeyNotFoundError, ObjectCorruptError, StoreError, UnknownObjectError
 from zfast.store.compression import RAW
-from zfast.store.files import failure, open_file
+from zfast.store.files import read_from
 from zfast.store.folder import Entry, FolderStore
 from zfast.store.format import (
     HEADER_NBYTES,
@@ -24,9 +24,9 @@ from zfast.store.format import (
     StoredBuffer,
     corrupt,
     open_buffer,
-    parse_buffers,
     parse_head,
 )
+from zfast.store.heads import read_head
 from zfast.store.records import METADATA_MAX_NBYTES, Record, read_record
 
 PIECE_NBYTES = 1024 * 1024
@@ -79,8 +79,7 @@ def describe(store: FolderStore, key: str) -> Description:
         StoreError: It cannot be read.
     """
     path = store.path_of(key)
-    with _reading(path) as (fd, nbytes):
-        head, data, buffers = _head(fd, nbytes, path)
+    head, data, buffers = read_from(path, partial(read_head, name=path), is_use=False)
     return Description(head, buffers, read_record(data[head.content_start : head.header_start]))
 
 
@@ -91,11 +90,14 @@ def peek_record(store: FolderStore, key: str) -> Record | None:
         StoreError: There is no such object, or not one of ours, or it cannot be read.
     """
     path = store.path_of(key)
-    with _reading(path) as (fd, nbytes):
-        head = parse_head(memoryview(os.pread(fd, HEADER_NBYTES, 0)), nbytes, name=path)
+
+    def read(fd: int, status: os.stat_result) -> bytes:
+        header = memoryview(os.pread(fd, HEADER_NBYTES, 0))
+        head = parse_head(header, status.st_size, name=path)
         content_nbytes = head.header_start - head.content_start
-        start = os.pread(fd, min(content_nbytes, METADATA_MAX_NBYTES), head.content_start)
-    return read_record(start)
+        return os.pread(fd, min(content_nbytes, METADATA_MAX_NBYTES), head.content_start)
+
+    return read_record(read_from(path, read, is_use=False))
 
 
 def verify(store: FolderStore, key: str) -> None:
@@ -107,21 +109,7 @@ def verify(store: FolderStore, key: str) -> None:
         StoreError: It cannot be read.
     """
     path = store.path_of(key)
-    with _reading(path) as (fd, nbytes):
-        head, _, buffers = _head(fd, nbytes, path)
-        end = head.data_start if buffers else head.header_end
-        for index, buffer in enumerate(buffers):
-            if any(os.pread(fd, buffer.offset - end, end)):
-                raise corrupt(path, f"the bytes before buffer {index} are not zero")
-            end = buffer.offset + buffer.stored_nbytes
-            digest = xxhash.xxh3_64()
-            for piece in _pieces(fd, buffer.offset, end):
-                digest.update(piece)
-            if digest.intdigest() != buffer.checksum:
-                raise corrupt(path, f"the checksum of buffer {index} is wrong")
-            if buffer.codec != RAW:
-                stored = b"".join(_pieces(fd, buffer.offset, end))
-                open_buffer(index, buffer, memoryview(stored), name=path)
+    read_from(path, partial(_verify, path), is_use=False)
 
 
 def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Trouble | None]]:
@@ -140,23 +128,21 @@ def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Trouble | None]]:
             yield entry, None
 
 
-@contextmanager
-def _reading(path: str) -> Iterator[tuple[int, int]]:
-    fd, status = open_file(path, is_use=False)
-    try:
-        yield fd, status.st_size
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise failure("cannot read", path, error) from error
-    finally:
-        os.close(fd)
-
-
-def _head(fd: int, nbytes: int, path: str) -> tuple[Head, memoryview, tuple[StoredBuffer, ...]]:
-    head = parse_head(memoryview(os.pread(fd, HEADER_NBYTES, 0)), nbytes, name=path)
-    data = memoryview(b"".join(_pieces(fd, 0, head.data_start)))
-    return head, data, parse_buffers(data, head, name=path)
+def _verify(path: str, fd: int, status: os.stat_result) -> None:
+    head, _, buffers = read_head(fd, status, name=path)
+    end = head.data_start if buffers else head.header_end
+    for index, buffer in enumerate(buffers):
+        if any(os.pread(fd, buffer.offset - end, end)):
+            raise corrupt(path, f"the bytes before buffer {index} are not zero")
+        end = buffer.offset + buffer.stored_nbytes
+        digest = xxhash.xxh3_64()
+        for piece in _pieces(fd, buffer.offset, end):
+            digest.update(piece)
+        if digest.intdigest() != buffer.checksum:
+            raise corrupt(path, f"the checksum of buffer {index} is wrong")
+        if buffer.codec != RAW:
+            stored = b"".join(_pieces(fd, buffer.offset, end))
+            open_buffer(index, buffer, memoryview(stored), name=path)
 
 
 def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
