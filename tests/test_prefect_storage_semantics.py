@@ -31,7 +31,7 @@ from prefect.serializers import Serializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.transactions import CommitMode, IsolationLevel, transaction
 
-from zfast.errors import CodecError, ObjectCorruptError
+from zfast.errors import CodecError, KeyNotFoundError, ObjectCorruptError
 from zfast.prefect import ZfastLocks, ZfastStorage, tickets
 from zfast.store import FolderStore
 from zfast.store.format import MAGIC
@@ -165,6 +165,74 @@ def test_key_storage(block: ZfastStorage, tmp_path: Path, kind: str) -> None:
     assert ran == [1]
     assert Counted.rebuilt == 1
     assert len(list(where.glob("[!.]*"))) == len(keys(block)) == 1
+
+
+def evict_all(block: ZfastStorage) -> None:
+    store = FolderStore(block.basepath)
+    store.leases.let_go()  # runs are over
+    collect(store, budget_nbytes=0)
+    assert keys(block) == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_evicted_result_whose_key_is_kept_elsewhere_is_computed_again(
+    block: ZfastStorage, tmp_path: Path, asynchronous: bool
+) -> None:
+    ran: list[int] = []
+    key_storage = ZfastStorage(basepath=str(tmp_path / "keys"))
+    policy = INPUTS.configure(key_storage=key_storage)
+
+    def make(x: int) -> np.ndarray[Any, Any]:
+        ran.append(x)
+        return np.full(100_000, x)
+
+    async def make_async(x: int) -> np.ndarray[Any, Any]:
+        return make(x)
+
+    made: Any = task(cache_policy=policy, **options(block))(make_async if asynchronous else make)
+
+    def run() -> int:
+        result = asyncio.run(made(3)) if asynchronous else made(3)
+        return int(result.sum())
+
+    assert run() == 300_000
+    evict_all(block)
+    assert len(keys(key_storage)) == 1
+    assert [run(), run()] == [300_000, 300_000]
+    assert ran == [3, 3]
+
+
+def test_a_result_that_was_found_by_a_key_kept_elsewhere_is_held(
+    block: ZfastStorage, tmp_path: Path
+) -> None:
+    metadata_storage = ZfastStorage(basepath=str(tmp_path / "keys"))
+    serializer = Serializer(type="zfast")
+    store = ResultStore(
+        result_storage=block, metadata_storage=metadata_storage, serializer=serializer
+    )
+    store.write(np.zeros(100_000), key="k")
+    FolderStore(block.basepath).leases.let_go()
+    assert store.exists("k")
+    assert collect(FolderStore(block.basepath), budget_nbytes=0).n_held == 1
+    evict_all(block)
+    assert not store.exists("k")
+    assert not asyncio.run(store.aexists("k"))
+    assert metadata_storage.read_path("k"), "who asks for the metadata themselves gets them"
+
+
+def test_an_evicted_result_whose_key_is_kept_by_another_block_says_what_to_do(
+    block: ZfastStorage, tmp_path: Path
+) -> None:
+    @task(cache_policy=INPUTS.configure(key_storage=tmp_path / "keys"), **options(block))
+    def make(x: int) -> int:
+        return x
+
+    assert make(3) == 3
+    evict_all(block)
+    with pytest.raises(KeyNotFoundError, match=r"key_storage.*refresh_cache=True"):
+        make(3)
+    assert make.with_options(refresh_cache=True)(3) == 3
+    assert make(3) == 3
 
 
 def test_expiration(block: ZfastStorage) -> None:

@@ -40,6 +40,7 @@ _EMIT = "emit_task_run_state_change_event"
 _REPORT = "_capture_state_report"
 _PERSIST = ("_persist_result_record", "_apersist_result_record")
 _EXISTS = ("_exists", "_aexists")
+_CALL_BLOCK = ("call_explicitly_sync_block_method", "call_explicitly_async_block_method")
 
 
 def is_known() -> bool:
@@ -98,6 +99,29 @@ def is_existence_check() -> bool:
         return False
     frame = sys._getframe(1).f_back
     return _is(frame, _RECORDS, "deserialize") and _is(frame.f_back, "prefect.results", *_EXISTS)
+
+
+def results_looked_for(key_storage: Block) -> object | None:
+    """Return the storage of a result that Prefect asks a `key_storage` for, to see if it is there.
+
+    For the `read_path` and `aread_path` of a block, which must call this directly::
+
+        ResultStore._exists → call_explicitly_sync_block_method → read_path
+
+    Prefect looks for the metadata alone, and takes the result they name to be there.
+
+    Returns:
+        The storage that has the result itself, or None if that is not who is calling.
+    """
+    frame = sys._getframe(1).f_back
+    if not is_known() or not _is(frame, "prefect._internal.compatibility.blocks", *_CALL_BLOCK):
+        return None
+    if not _is(frame := frame.f_back, "prefect.results", *_EXISTS):
+        return None
+    store = frame.f_locals.get("self")
+    if getattr(store, "metadata_storage", None) is not key_storage:
+        return None
+    return getattr(store, "result_storage", None)
 
 
 def _is(frame: FrameType | None, module: str, *functions: str) -> TypeGuard[FrameType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -26,6 +27,7 @@ from zfast.prefect.run_leases import held_for_the_run
 from zfast.prefect.tickets import Ticket
 from zfast.store.bounded import BoundedStore
 from zfast.store.compression import Codec
+from zfast.store.files import not_found
 from zfast.store.folder import Durability, FolderStore, open_object
 from zfast.store.format import NO_TOKEN
 
@@ -178,12 +180,18 @@ class ZfastStorage(WritableFileSystem):
         zfast took the result's metadata for those of an unknown one, yet resolves this one, as
         looking up the block imported zfast.
 
+        Metadata that Prefect looks for, to see whether a result is there, are there only if the
+        result is, too: it may have been evicted from a storage of its own.
+
         Raises:
             KeyNotFoundError: There is none.
             ObjectCorruptError: What is there is damaged.
             StoreError: It cannot be read.
             ConfigError: The key leads out of the basepath.
         """
+        return self._read(path, internals.results_looked_for(self))
+
+    def _read(self, path: str, results: object | None) -> bytes:
         folder = self._store
         with held_for_the_run(folder):
             content, token = folder.get_content(path)
@@ -193,7 +201,17 @@ class ZfastStorage(WritableFileSystem):
             if content == bare:
                 return _RECORD % located
             return content.replace(bare, located)
+        if isinstance(results, ZfastStorage):
+            results._find_named(content)
         return content
+
+    def _find_named(self, metadata: bytes) -> None:
+        """Hold the result that metadata name; an error if it is not here."""
+        key = json.loads(metadata)["storage_key"]
+        folder = self._store
+        with held_for_the_run(folder):
+            if not folder.exists(key):
+                raise not_found(folder.path_of(key))
 
     async def awrite_path(self, path: str, content: bytes) -> None:
         """Do what `write_path` does, on a thread."""
@@ -201,7 +219,7 @@ class ZfastStorage(WritableFileSystem):
 
     async def aread_path(self, path: str) -> bytes:
         """Do what `read_path` does, on a thread."""
-        return await asyncio.to_thread(self.read_path, path)
+        return await asyncio.to_thread(self._read, path, internals.results_looked_for(self))
 
     def _resolve_path(self, path: str) -> Path | None:
         """Say where a key is, for a block that is not saved: Prefect asks only then.

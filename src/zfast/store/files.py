@@ -120,9 +120,7 @@ def _check_regular(path: str, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
         return
     if stat.S_ISDIR(status.st_mode):
-        raise KeyNotFoundError(
-            f"there is no object {path}: it is a folder", errno=errno.ENOENT, hint=NOT_FOUND_HINT
-        )
+        raise not_found(f"{path}: it is a folder")
     raise UnknownObjectError(f"{path} is neither a file nor a folder", hint="remove it")
 
 
@@ -257,15 +255,21 @@ def sync_folder(path: str) -> None:
         os.close(fd)
 
 
-NOT_FOUND_HINT = "it was never stored, or was deleted, expired or evicted: its task computes it"
+def not_found(path: str, number: int = errno.ENOENT) -> KeyNotFoundError:
+    """Make the error for an object that is not there."""
+    return KeyNotFoundError(
+        f"there is no object {path}",
+        errno=number,
+        hint="it was never stored, or was deleted, expired or evicted: its task computes it "
+        "(with a key_storage: when run once with refresh_cache=True, or with the key's metadata "
+        "deleted)",
+    )
 
 
 def failure(what: str, path: str, error: OSError) -> StoreError:
     """Make our error of the system's: what happened, to which object, and what to do."""
     if what != "cannot write" and error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return KeyNotFoundError(
-            f"there is no object {path}", errno=error.errno, hint=NOT_FOUND_HINT
-        )
+        return not_found(path, error.errno)
     return StoreError(
         f"{what} {path}: {error.strerror}",
         errno=error.errno,
