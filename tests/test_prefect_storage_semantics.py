@@ -25,14 +25,16 @@ from prefect.cache_policies import (
     CachePolicy,
 )
 from prefect.client.orchestration import get_client
+from prefect.context import hydrated_context, serialize_context
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.transactions import CommitMode, IsolationLevel, transaction
 
+from zfast import ZfastTaskRunner
 from zfast.errors import CodecError, KeyNotFoundError, ObjectCorruptError
-from zfast.prefect import ZfastLocks, ZfastStorage, tickets
+from zfast.prefect import ZfastLocks, ZfastStorage, run_leases, tickets
 from zfast.store import FolderStore
 from zfast.store.format import MAGIC
 from zfast.store.retention import collect
@@ -439,6 +441,44 @@ def test_nothing_is_held_after_a_flow(block: ZfastStorage, tmp_path: Path, neste
     assert len(keys(block)) == 2
     done = collect(store, budget_nbytes=0)
     assert (done.n_held, keys(block)) == (0, [])
+
+
+def test_what_workers_use_is_held_until_the_flow_run_has_ended(block: ZfastStorage) -> None:
+    store = FolderStore(block.basepath)
+
+    @task(**options(block, cache_policy=INPUTS))
+    def make(x: int) -> int:
+        return x
+
+    @task
+    def submit(x: int) -> int:
+        return int(make.submit(x).result())
+
+    @flow(task_runner=ZfastTaskRunner(max_workers=1))
+    def run() -> int:
+        # Submitted in a task, it comes to the same worker in another context than by itself.
+        assert [make.submit(1).result(), submit(2), make.submit(3).result()] == [1, 2, 3]
+        return collect(store, budget_nbytes=0).n_held
+
+    assert run() == 3
+    assert collect(store, budget_nbytes=0).n_held == 0
+    assert keys(block) == []
+
+
+def test_elsewhere_a_flow_run_is_over_when_another_is_worked_for(block: ZfastStorage) -> None:
+    store = FolderStore(block.basepath)
+    one, two, three = (flow(serialize_context, name=name)() for name in ("one", "two", "three"))
+    for key in "ab":
+        with hydrated_context(one):
+            block.write_path(key, b"")
+    assert collect(store, budget_nbytes=0).n_held == 2
+    with hydrated_context(two):
+        block.write_path("c", b"")
+    collect(store, budget_nbytes=0)
+    assert keys(block) == ["c"]
+    with hydrated_context(three):
+        run_leases.take_up_run()  # as a worker does, whether its tasks use a store or not
+    assert collect(store, budget_nbytes=0).n_held == 0
 
 
 def test_no_cache_keeps_the_memory_of_a_result(block: ZfastStorage) -> None:

@@ -26,6 +26,7 @@ from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
 from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
+from zfast.prefect.run_leases import take_up_run
 from zfast.prefect.state_tap import process_tap
 from zfast.runner import cycles
 from zfast.runner.event_loop import EventLoop
@@ -111,6 +112,7 @@ class TaskExecutor:
         self._context = None
         self._hydrated.enter_context(hydrated_context(cloudpickle.loads(context.data)))
         self._hydrated.enter_context(SyncClientContext.get_or_create())
+        take_up_run()
         # Prefect's services keep the context they are started in: not that of a task run, whose
         # state, and so its result, would live as long as they do.
         flush_events()
