@@ -395,6 +395,16 @@ def test_memoryviews_go_out_of_band_wherever_they_are():
     assert back["strided"] == b"ace"
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 4)])
+@pytest.mark.parametrize("kind", ["d", "B", "?", "q"])
+def test_memoryviews_without_elements_keep_their_shape(shape, kind):
+    view = memoryview(np.empty(shape, kind))
+    for copy in (False, True):
+        back = decode(moved(encode([view]), 1), copy=copy)[0]
+        assert (type(back), back.format, back.shape) == (memoryview, kind, shape)
+    assert decode(encode(memoryview(b""))) == b""
+
+
 def test_recursive_values():
     value = [np.arange(1000)]
     value.append({"self": value})

@@ -173,7 +173,14 @@ def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
     if not view.c_contiguous or view.format.lstrip("@") not in _NATIVE_FORMATS:
         return bytes, (view.tobytes(),)
     shape = list(view.shape or ())
+    if 0 in shape:
+        return restore_empty_memoryview, (view.format, shape)
     return restore_memoryview, (pickle.PickleBuffer(view.cast("B")), view.format, shape)
+
+
+def restore_empty_memoryview(view_format: str, shape: list[int]) -> memoryview:
+    """Rebuild a memoryview with a zero in its shape, which no cast gives; its format as NumPy's."""
+    return np.empty(shape, view_format.lstrip("@")).data
 
 
 def restore_memoryview(buffer: Any, view_format: str, shape: list[int]) -> memoryview:
