@@ -1,9 +1,10 @@
-"""A digest of what a value is, however it is laid out and wherever it came from.
+"""A digest of what a value is, wherever it came from and, mostly, however it is laid out.
 
 It is a hash of the value's encoding, and equal values have equal encodings once three things are
 taken out of it: which of several equal objects are one and the same (nothing is written as "the
-same as before"), in what order and with what gaps an array's elements lie in memory, and which
-blocks the columns of a DataFrame share.
+same as before"), with what gaps an array's elements lie in memory, and which blocks the columns of
+a DataFrame share. The order of an array's axes in memory stays: equal arrays in C and in Fortran
+order have two digests, so what is cached for the one is missed, no more, for the other.
 
 As in Prefect's own cache keys, the order of a DataFrame's columns does not matter and that of a
 dictionary's items does; that of a set depends on the process.
