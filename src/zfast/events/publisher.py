@@ -146,9 +146,10 @@ class Publisher:
         with self._lock:
             if self._closed:
                 return
+            self._close_s = time.monotonic() + timeout_s
+            # First, for the desk closes the socket as soon as it sees that we are closed.
+            self._wake.send(b"", zmq.DONTWAIT)
             self._closed = True
-        self._close_s = time.monotonic() + timeout_s
-        self._wake.send(b"", zmq.DONTWAIT)
         for thread in reversed(self._threads):
             thread.join()
         announce(self.endpoint, self._parent, leaving=True)
