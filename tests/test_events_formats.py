@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from events_process import make_event
 from zfast.errors import ConfigError, ProtocolError, VersionMismatchError
+from zfast.events.departed import Departed
 from zfast.events.event import (
     Event,
     Gap,
@@ -18,7 +19,7 @@ from zfast.events.event import (
     StateEvent,
     WorkerEvent,
 )
-from zfast.events.follower import Follower, Phase
+from zfast.events.follower import UNSURE_MARKERS, Follower, Phase
 from zfast.events.frames import (
     MAX_BODY_NBYTES,
     EventFrame,
@@ -241,6 +242,31 @@ def test_the_truth_is_the_last_state_of_each_run() -> None:
     ]
 
 
+def test_of_those_that_have_gone_the_earliest_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publishing = Publishing()
+    for number in range(10):
+        publishing.publish(make_event(number))
+    nbytes = publishing.memory.nbytes
+    assert nbytes == sum(len(frame) for frame in publishing.memory.since([b""], [0]))
+    memories: dict[bytes, EventMemory] = {}
+    departed = Departed(memories)
+
+    def go(publisher: bytes) -> list[bytes]:
+        memories[publisher] = publishing.memory
+        departed.keep(publisher)
+        assert departed.publishers == memories.keys()
+        return sorted(memories)
+
+    monkeypatch.setattr("zfast.events.departed.KEPT_PUBLISHERS", 3)
+    assert [go(each) for each in (b"a", b"b", b"c", b"d")][-1] == [b"b", b"c", b"d"]
+    departed.forget(b"c")
+    assert go(b"e") == [b"b", b"d", b"e"]
+    monkeypatch.setattr("zfast.events.departed.KEPT_NBYTES", 2 * nbytes)
+    assert go(b"f") == [b"e", b"f"]
+
+
 # ---- a follower --------------------------------------------------------------------------
 
 FLOWS = ("etl", "report", "etl2")
@@ -355,8 +381,57 @@ def test_what_a_relay_has_forgotten_is_a_gap_and_is_asked_for_once() -> None:
     ]  # fmt: skip
     assert [e for e in got if isinstance(e, Gap)] == [Gap(publisher=PUBLISHER.hex(), lost=1)]
     got = follower.mark(nobody) + settle()
-    assert got == [PublisherLeft(publisher=PUBLISHER.hex())]
+    assert got == [
+        Gap(publisher=PUBLISHER.hex(), lost=0),  # it may have said more
+        PublisherLeft(publisher=PUBLISHER.hex()),
+    ]
     assert follower.phase is Phase.LIVE
+
+
+def test_what_a_publisher_said_at_last_is_had_after_it_has_left() -> None:
+    publishing = Publishing()
+    follower = Follower([b""], is_new=False, truth=True)
+    follower.welcome(Welcome(source=b"relay"))
+
+    def meet() -> list[Event]:
+        marker = _marker(publishing.memory, [b""], b"relay")
+        got = follower.mark(Marker(source=b"relay", positions=marker.positions, left=[PUBLISHER]))
+        if follower.to_ask is not None:
+            part, frames = _answer(follower.to_ask, publishing.memory)
+            follower.to_ask = None
+            part = Snapshot(number=part.number, positions=part.positions, left=[PUBLISHER])
+            got += follower.answer(part, frames)
+        return got
+
+    left = PublisherLeft(publisher=PUBLISHER.hex())
+    publishing.publish(make_event(1))
+    assert _names(meet()) == ["PublisherJoined", "StateEvent", "PublisherLeft"]
+    late = publishing.publish(make_event(1, state="Completed"))  # not heard, and it has left
+    got = meet()
+    assert _names(got) == ["PublisherJoined", "StateEvent", "PublisherLeft"]
+    assert got[-1] == left
+    # It is told once, whatever comes late, until the relay has forgotten it too.
+    assert follower.take(late) == []
+    assert meet() == []
+    assert follower.mark(Marker(source=b"relay", positions={})) == []
+    assert follower.to_ask is None
+
+
+def test_who_does_not_come_to_another_relay_has_left_a_gap() -> None:
+    publishing = Publishing()
+    follower = Follower([b""], is_new=False, truth=True)
+    publishing.publish(make_event(1))
+    follower.welcome(Welcome(source=b"relay-1"))
+    follower.mark(_marker(publishing.memory, [b""], b"relay-1"))
+    follower.answer(*_answer(follower.to_ask, publishing.memory))
+    follower.welcome(Welcome(source=b"relay-2"))
+    nobody = Marker(source=b"relay-2", positions={})
+    follower.mark(nobody)
+    assert follower.to_ask is not None
+    got = follower.answer(Snapshot(number=follower.to_ask.number, positions={}), [])
+    assert _names(got) == ["PublisherLeft"]
+    got = [event for _ in range(2 * UNSURE_MARKERS) for event in follower.mark(nobody)]
+    assert got == [Gap(publisher=PUBLISHER.hex(), lost=0)]
 
 
 def test_a_publisher_that_comes_back_is_not_told_twice() -> None:
@@ -373,10 +448,14 @@ def test_a_publisher_that_comes_back_is_not_told_twice() -> None:
     got += follower.answer(Snapshot(number=follower.to_ask.number, positions={}), [])
     frame = publishing.publish(make_event(2))
     got += follower.take(frame)
-    assert [type(event).__name__ for event in got] == [
+    assert _names(got) == [
         "PublisherJoined", "StateEvent", "PublisherLeft", "PublisherJoined", "StateEvent"
     ]  # fmt: skip
     assert isinstance(got[0], PublisherJoined)
+
+
+def _names(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
 
 
 def _marker(memory: EventMemory, prefixes: list[bytes], source: bytes = b"s") -> Marker:

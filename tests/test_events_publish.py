@@ -491,6 +491,83 @@ def test_a_relay_passes_everything_and_knows_the_truth(
     assert sorted(numbers(truth)) == sorted([*range(500), *range(500)])
 
 
+def test_a_relay_tells_what_publishers_said_that_have_left(
+    folder: Path, start: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Relaying(f"ipc://{folder}/relay") as url, Speaking(url) as other:
+        remote = start(url)
+        remote.publish(0, 2)
+        remote.publish(0, 1, state="Completed")
+        remote.end()
+        with Subscription(url, membership=True) as late:
+            got = take(late, 4)
+            assert got[0] == PublisherJoined(publisher=remote.id)
+            assert got[3] == PublisherLeft(publisher=remote.id)
+            states = {e.run_id: e.state_name for e in got if isinstance(e, StateEvent)}
+            assert states == {"run-0": "Completed", "run-1": "Running"}
+        # Not for ever.
+        monkeypatch.setattr("zfast.events.departed.time", SimpleNamespace(monotonic=lambda: 1e9))
+        other.beat()
+        with Subscription(url, membership=True) as later:
+            other.publish(7)
+            other.tell([])
+            got = take(later, 2)
+        assert got[0] == PublisherJoined(publisher=other.id.hex())
+        assert numbers(got) == [7]
+
+
+def test_who_was_killed_leaves_the_relay_what_has_ended(
+    folder: Path, start: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Relaying(f"ipc://{folder}/relay") as url:
+        remote = start(url)
+        with Subscription(url, membership=True) as events:
+            events.wait_joined()
+            remote.publish(0, 2)
+            remote.publish(0, 1, state="Completed")
+            take(events, 4)
+            remote.kill()
+            monkeypatch.setattr("zfast.events.relay.SILENT_S", 0.5)
+            assert events.recv(10) == PublisherLeft(publisher=remote.id)  # and no gap
+        with Subscription(url) as late:
+            got = take(late, 1)
+            assert [(e.run_id, e.state_name) for e in got if isinstance(e, StateEvent)] == [
+                ("run-0", "Completed")
+            ]
+            with pytest.raises(RecvTimeoutError):
+                late.recv(0.05)
+
+
+@pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
+def test_who_was_away_when_a_publisher_left_has_all_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zfast.events.feed.SILENT_S", 0.5)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(Relaying("tcp://127.0.0.1:*"))
+        control_url, subscribers_url, events_url = relay_endpoints(url)
+        proxy = Proxy(subscribers_url)
+        stack.callback(proxy.close)
+        monkeypatch.setattr(
+            "zfast.events.feed.relay_endpoints", lambda _: (control_url, proxy.endpoint, events_url)
+        )
+        publisher = stack.enter_context(Publisher(folder=folder, relay=url, insecure=True))
+        events = stack.enter_context(Subscription(url, membership=True, insecure=True))
+        events.wait_joined()
+        publisher.publish(make_event(1))
+        got = take(events, 2)
+        proxy.swallows = True
+        time.sleep(0.05)  # it looks every 20 ms
+        publisher.publish(make_event(1, state="Completed"))
+        publisher.close()
+        proxy.cut()
+        proxy.swallows = False
+        got = take(events, 2)
+    assert isinstance(got[0], StateEvent)
+    assert got[0].state_name == "Completed"
+    assert got[1] == PublisherLeft(publisher=publisher.id.hex())
+
+
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
 def test_a_relay_on_tcp(folder: Path) -> None:
     with Relaying("tcp://127.0.0.1:*") as url:

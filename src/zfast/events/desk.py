@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from threading import Lock
 
@@ -63,6 +63,7 @@ class ControlDesk:
         check: Raises ``AccessDeniedError`` if the holder of a key may not read a prefix; None is
             everything for everyone.
         take_token: Takes a message by its routing id, key and first frame, if it is a token.
+        left: Which of the publishers have gone.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class ControlDesk:
         send: Callable[[bytes], None],
         check: Callable[[str, bytes], None] | None = None,
         take_token: Callable[[bytes, str, bytes], bool] | None = None,
+        left: Collection[bytes] = (),
     ) -> None:
         self._control = control
         self._welcome = welcome
         self._memories = memories
+        self._left = left
         self._lock = lock
         self._send = send
         self._check_prefix = check
@@ -182,7 +185,12 @@ class ControlDesk:
                 publisher: memory.positions(peer.prefixes)
                 for publisher, memory in self._memories.items()
             }
-            marker = Marker(source=self._welcome.source, positions=positions, ending=self._ending)
+            marker = Marker(
+                source=self._welcome.source,
+                positions=positions,
+                left=[*self._left],
+                ending=self._ending,
+            )
             self._send(marker_frame(peer.nonce, marker))
 
     def _tell(self, routing_id: bytes, ask: Ask) -> None:
@@ -198,10 +206,11 @@ class ControlDesk:
                     seen = seen if seen is not None and len(seen) == n else [0] * n
                     frames += memory.since(ask.prefixes, seen)
                 positions[publisher] = memory.positions(ask.prefixes)
+            left = [*self._left]
         for start in range(0, len(frames), SNAPSHOT_FRAMES):
             part = frames[start : start + SNAPSHOT_FRAMES]
             self.reply(routing_id, Snapshot(number=ask.number), *part)
-        self.reply(routing_id, Snapshot(number=ask.number, positions=positions))
+        self.reply(routing_id, Snapshot(number=ask.number, positions=positions, left=left))
 
     def _check(self, key: str, prefixes: list[bytes]) -> None:
         if self._check_prefix is not None:

@@ -155,7 +155,7 @@ class Gap(msgspec.Struct, kw_only=True, frozen=True):
     """Events are missing here; what follows is the current truth again.
 
     Attributes:
-        publisher: Whose events; empty if it went before it could be joined.
+        publisher: Whose events, which may have ended; empty if it went before it could be joined.
         lost: How many of those that were asked for; 0 if that is not known.
     """
 

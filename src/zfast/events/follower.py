@@ -6,7 +6,7 @@ It knows no socket and no clock. A source is a publisher, or a relay with many.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum, auto
 
 from zfast.errors import ProtocolError
@@ -19,6 +19,8 @@ from zfast.events.topics import level_of
 WAITING_EVENTS = 50_000
 #: What was seen of so many publishers that have gone is kept.
 ABSENT_PUBLISHERS = 256
+#: A publisher that another relay does not know may yet come to it, within so many markers.
+UNSURE_MARKERS = 10
 
 
 class Phase(Enum):
@@ -52,6 +54,11 @@ class Follower:
         self._seen: Positions = {}
         #: Publishers that are there; what was seen of others is kept, for they may come back.
         self._present: set[bytes] = set()
+        #: Those that have gone, of which the source has still all.
+        self._departed: set[bytes] = set()
+        #: Those that were there at an earlier source, and the markers until they are given up.
+        self._unsure: dict[bytes, int] = {}
+        self._earlier = b""
         self._waiting: list[EventFrame] = []
         #: Publishers of which something is missing, and was asked for.
         self._lacking: set[bytes] = set()
@@ -102,8 +109,10 @@ class Follower:
             )
             if lacking or self._present - marker.positions.keys():
                 self._ask()
-            elif self._ending:
+                return []
+            if self._ending:
                 self.phase = Phase.DONE
+            return self._give_up(marker.positions) + self._part(marker.left)
         return []
 
     def answer(self, part: Snapshot, frames: Sequence[EventFrame]) -> list[Event]:
@@ -113,8 +122,9 @@ class Follower:
         self._snapshot += frames
         if part.positions is None:
             return []
-        events = self._catch_up(part.positions)
+        events = self._catch_up(part.positions, set(part.left))
         self._first = False
+        self._earlier = self.source
         self.phase = Phase.LIVE
         waiting, self._waiting = self._waiting, []
         # The source has forgotten them: asked again, it would say the same again.
@@ -170,10 +180,10 @@ class Follower:
             return []
         events: list[Event] = []
         seen = self._seen.setdefault(frame.publisher, [0] * len(self._prefixes))
-        self._meet(frame.publisher, events)
         count = frame.counts[self._levels[index]]
         if count <= seen[index]:
             return events
+        self._meet(frame.publisher, events)
         if count > seen[index] + 1:
             self._lacking.add(frame.publisher)
             self._ask()
@@ -200,27 +210,34 @@ class Follower:
             seen[index] = count
             _deliver(frame, events, replayed=replayed)
 
-    def _catch_up(self, positions: Positions) -> list[Event]:
-        events = self._miss(self._present - positions.keys())
+    def _catch_up(self, positions: Positions, left: set[bytes]) -> list[Event]:
+        vanished, events = self._present - positions.keys(), list[Event]()
+        if self.source != self._earlier:
+            self._unsure.update(dict.fromkeys(vanished, UNSURE_MARKERS))
+        else:  # nobody has what they said at last; if some of it waits here, that tells the gap
+            events += [Gap(publisher=each.hex(), lost=0) for each in vanished - self._lacking]
+        events += self._miss(vanished)
         by_publisher: dict[bytes, list[EventFrame]] = {publisher: [] for publisher in positions}
         for frame in self._snapshot:
             if frame.publisher in by_publisher:
                 by_publisher[frame.publisher].append(frame)
         self._snapshot = []
         for publisher, counts in positions.items():
-            events += self._catch_up_with(publisher, counts, by_publisher[publisher])
-        return events
+            came = by_publisher[publisher]
+            events += self._catch_up_with(publisher, counts, came, has_left=publisher in left)
+        return events + self._part(left)
 
     def _catch_up_with(
-        self, publisher: bytes, counts: list[int], frames: list[EventFrame]
+        self, publisher: bytes, counts: list[int], frames: list[EventFrame], *, has_left: bool
     ) -> list[Event]:
         if len(counts) != len(self._prefixes):
             return []
         events: list[Event] = []
         is_new = publisher not in self._seen
-        self._meet(publisher, events)
         seen = self._seen_of(publisher)
         came = [frame for frame in frames if self._is_after(frame, seen)]
+        if came or not has_left:
+            self._meet(publisher, events)
         # A part of the snapshot may have been dropped on its way: then too it is a gap.
         lost = sum(max(0, now - before) for now, before in zip(counts, seen, strict=True))
         lost -= len(came)
@@ -236,10 +253,26 @@ class Follower:
             self._present.add(publisher)
             events.append(PublisherJoined(publisher=publisher.hex()))
 
+    def _part(self, left: Collection[bytes]) -> list[Event]:
+        """Those that have gone, and of which everything is here."""
+        self._departed = set(left)
+        return self._miss(self._present & self._departed)
+
+    def _give_up(self, positions: Positions) -> list[Event]:
+        """Who has not come to another relay in time will not: nobody has what it said at last."""
+        self._unsure = {
+            publisher: markers - 1
+            for publisher, markers in self._unsure.items()
+            if publisher not in positions and markers
+        }
+        return [
+            Gap(publisher=each.hex(), lost=0) for each, left in self._unsure.items() if not left
+        ]
+
     def _miss(self, publishers: set[bytes]) -> list[Event]:
         self._present -= publishers
         for publisher in list(self._seen)[: max(0, len(self._seen) - ABSENT_PUBLISHERS)]:
-            if publisher not in self._present:
+            if publisher not in self._present and publisher not in self._departed:
                 del self._seen[publisher]
         return [PublisherLeft(publisher=publisher.hex()) for publisher in sorted(publishers)]
 

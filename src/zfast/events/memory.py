@@ -76,6 +76,17 @@ class EventMemory:
             if len(self._active) > ACTIVE_RUNS:
                 self._active.popitem(last=False)
 
+    def end_runs(self) -> None:
+        """Its process has died: what it said is under way is not the truth any more."""
+        self._active.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all events that are remembered."""
+        kept = {id(frame): frame for frame in (*self._active.values(), *self._ended.values())}
+        kept.update((id(frame), frame) for frame in self._history)
+        return sum(len(frame.frame) for frame in kept.values())
+
     def positions(self, prefixes: Iterable[bytes]) -> list[int]:
         """How many events there have been under each prefix."""
         return [self._positions.get(prefix, 0) for prefix in prefixes]

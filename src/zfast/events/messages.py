@@ -72,11 +72,13 @@ class Ping(msgspec.Struct, tag=True, kw_only=True, frozen=True):
 class Marker(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Where each publisher stands; it comes with the events, after all of those.
 
-    ``ending`` says that no more events come; a Bye is waited for.
+    ``ending`` says that no more events come; a Bye is waited for. ``left`` are those of the
+    publishers that have gone: what they left behind can still be asked for.
     """
 
     source: bytes
     positions: Positions
+    left: list[bytes] = []
     ending: bool = False
 
 
@@ -94,10 +96,14 @@ class Ask(msgspec.Struct, tag=True, kw_only=True, frozen=True):
 
 
 class Snapshot(msgspec.Struct, tag=True, kw_only=True, frozen=True):
-    """Part of the reply to an Ask; frames of events follow. ``positions`` is in the last part."""
+    """Part of the reply to an Ask; frames of events follow.
+
+    ``positions`` and ``left``, as in a Marker, are in the last part.
+    """
 
     number: int
     positions: Positions | None = None
+    left: list[bytes] = []
 
 
 class Bye(msgspec.Struct, tag=True, kw_only=True, frozen=True):

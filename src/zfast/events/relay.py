@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from zfast.errors import AccessDeniedError, ProtocolError
+from zfast.events.departed import Departed
 from zfast.events.desk import ControlDesk
 from zfast.events.frames import EventFrame, decode_event, unpack_frame
 from zfast.events.memory import EventMemory
@@ -80,6 +81,7 @@ class Relay:
         self._memories: dict[bytes, EventMemory] = {}
         #: Publishers that have said farewell, and how far they were.
         self._left: dict[bytes, int] = {}
+        self._departed = Departed(self._memories)
         self._sockets = RelaySockets(url, security=security, insecure=insecure)
         self._doors = self._sockets.doors
         self.endpoint = self._sockets.endpoint
@@ -91,6 +93,7 @@ class Relay:
             self._sockets.subscribers.send,
             self._doors.check_prefix if self._doors is not None else None,
             self._doors.take_token if self._doors is not None else None,
+            self._departed.publishers,
         )
 
     def run(self) -> None:
@@ -106,6 +109,7 @@ class Relay:
                 sockets.grant_subscriptions()
                 self._desk.serve(self._serve_publisher)
                 self._forget_silent()
+                self._departed.forget_old()
         finally:
             sockets.close()
 
@@ -157,6 +161,7 @@ class Relay:
         if known is None:
             if len(self._publishers) >= PUBLISHERS:
                 raise ProtocolError(f"there are {PUBLISHERS} publishers already")
+            self._departed.forget(publisher)  # it is back, and tells all of it again
             known = self._publishers[publisher] = _Known(key, time.monotonic())
         elif known.key != key:
             raise AccessDeniedError("a publisher's name is another key's")
@@ -214,9 +219,9 @@ class Relay:
         known.admitted = not part.more
         for raw in frames:
             frame = unpack_frame(raw)
-            if frame.publisher == publisher and publisher in self._memories:
+            if frame.publisher == publisher and publisher in self._publishers:
                 self._pass(frame)
-        while known.admitted and known.held and publisher in self._memories:
+        while known.admitted and known.held and publisher in self._publishers:
             self._follow(known, known.held.popleft())
 
     def _forget_silent(self) -> None:
@@ -224,12 +229,15 @@ class Relay:
         for publisher, known in list(self._publishers.items()):
             if now - known.heard_s <= SILENT_S:
                 continue
-            if not known.held or publisher not in self._memories:
+            memory = self._memories.get(publisher)
+            if not known.held or memory is None:
+                if memory is not None:
+                    memory.end_runs()
                 self._forget(publisher)
                 continue
             # What it was to send again nobody has now. The rest passes, and is here for who asks.
             known.admitted, known.heard_s = True, now
-            while known.held and publisher in self._memories:
+            while known.held and publisher in self._publishers:
                 self._pass(known.held.popleft())
 
     def _let_go_if_done(self, frame: EventFrame) -> None:
@@ -244,5 +252,5 @@ class Relay:
         self._forget(publisher)
 
     def _forget(self, publisher: bytes) -> None:
-        self._publishers.pop(publisher, None)
-        self._memories.pop(publisher, None)
+        del self._publishers[publisher]
+        self._departed.keep(publisher)
