@@ -182,6 +182,56 @@ def test_several_publishers_without_a_name_or_port(
         assert numbers(list(mine)) == list(range(100))
 
 
+@pytest.mark.parametrize("finds_many", [True, False])
+def test_all_are_found_that_came_while_the_subscriber_was_busy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, finds_many: bool
+) -> None:
+    """More of them than the kernel keeps datagrams: it looks at once, or every few seconds."""
+    monkeypatch.setattr("zfast.events.arrivals.LOOK_S", 1000.0 if finds_many else 0.1)
+    monkeypatch.setattr("zfast.events.arrivals.MANY_DATAGRAMS", 8 if finds_many else 1000)
+    n = 2 * int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+    if n > 64:
+        pytest.skip("this kernel keeps very many datagrams")
+    busy, came = threading.Event(), threading.Event()
+    got: list[str] = []
+
+    def call(event: Event) -> None:
+        assert isinstance(event, StateEvent)
+        busy.set()
+        came.wait(20)
+        got.append(event.run_id)
+        if len(got) == n + 1:
+            done.set()
+
+    done = threading.Event()
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Publisher(folder=folder))
+        stack.enter_context(on_event(call, folder=folder)).wait_joined()
+        first.publish(make_event(0))
+        assert busy.wait(10)
+        for number in range(1, n + 1):
+            stack.enter_context(Publisher(folder=folder)).publish(make_event(number))
+        came.set()
+        assert done.wait(10)
+    assert sorted(got) == sorted(f"run-{number}" for number in range(n + 1))
+
+
+def test_who_has_ended_is_not_found_again_in_the_folder_it_left(
+    folder: Path, start: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zfast.events.arrivals.LOOK_S", 0.02)
+    monkeypatch.setattr("zfast.events.feed.OWNER_S", 0.2)
+    remote = start()
+    with Subscription(folder=folder, membership=True) as events:
+        events.wait_joined()
+        assert isinstance(events.recv(10), PublisherJoined)
+        remote.kill()
+        assert isinstance(events.recv(10), PublisherLeft)
+        assert owned_folders(folder, "p")
+        with pytest.raises(RecvTimeoutError):
+            events.recv(0.6)
+
+
 def test_a_publisher_may_wait_until_those_who_were_there_hear_it(folder: Path) -> None:
     with Subscription(folder=folder) as first, Subscription(folder=folder) as second:
         readers = [threading.Thread(target=each.recv, args=(10,)) for each in (first, second)]

@@ -1,13 +1,16 @@
-"""Publishers tell the subscribers that are there of themselves; nobody looks again and again.
+"""Publishers tell the subscribers that are there of themselves.
 
 Datagrams in the user's folder: ``+ENDPOINT`` for a publisher that came, ``-ENDPOINT`` for one that
 goes. A subscriber listens first and looks then; a publisher binds first and tells then: so neither
-misses the other, whoever came first.
+misses the other, whoever came first. The kernel keeps some ten datagrams for who is busy, and drops
+what is beyond: so a subscriber also looks again, when it found many, and every few seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from pathlib import Path
 
 from zfast.events.runtime_folder import PUBLISHER, SUBSCRIBER, own_folder
@@ -16,6 +19,10 @@ from zfast.owned_folder import owned_folders
 _SOCKET_NAME = "arrivals.sock"
 CONTROL_NAME = "control.sock"
 EVENTS_NAME = "events.sock"
+#: A subscriber looks again so often for publishers of which it was not told.
+LOOK_S = 3.0
+#: And when so many datagrams lay there: more may have found no room (``net.unix.max_dgram_qlen``).
+MANY_DATAGRAMS = 8
 
 
 def announce(endpoint: str, parent: Path, *, leaving: bool = False) -> set[str]:
@@ -41,12 +48,16 @@ class Arrivals:
 
     Attributes:
         name: Tells publishers who was told of them.
+        due_s: When to ``take`` though there is no news, on the monotonic clock.
     """
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
         self._folder = own_folder(SUBSCRIBER, parent)
         self.name = self._folder.path.name
+        self.due_s = time.monotonic() + LOOK_S
+        #: Those that have ended, and whose folders may still be there.
+        self._ended: set[str] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(self._folder.path / _SOCKET_NAME))
 
@@ -61,15 +72,23 @@ class Arrivals:
         ]
 
     def take(self) -> list[str]:
-        """The endpoints of those that came since the last call."""
-        came: list[str] = []
-        while True:
-            try:
-                text = self._socket.recv(4096).decode(errors="replace")
-            except BlockingIOError:
-                return came
-            if text.startswith("+ipc://"):
-                came.append(text[1:])
+        """The endpoints of those that came since the last call; at times of all that are there."""
+        told: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                told.append(self._socket.recv(4096).decode(errors="replace"))
+        came = [text[1:] for text in told if text.startswith("+ipc://")]
+        now = time.monotonic()
+        if len(told) >= MANY_DATAGRAMS or now >= self.due_s:
+            self.due_s = now + LOOK_S
+            present = self.present()
+            self._ended &= set(present)
+            came += present
+        return [endpoint for endpoint in came if endpoint not in self._ended]
+
+    def end(self, endpoint: str) -> None:
+        """A publisher has ended: it is not there, whatever is left of it."""
+        self._ended.add(endpoint)
 
     def close(self) -> None:
         """Listen no longer."""

@@ -90,7 +90,6 @@ class Subscription:
         self._security, self._insecure = security, insecure
         self._ready: deque[Event] = deque()
         self._feeds: dict[str, Feed] = {}
-        self._left: set[str] = set()
         self._arrivals: Arrivals | None = None
         self._closed = False
         self._woken, self._wake = socket.socketpair()
@@ -223,10 +222,11 @@ class Subscription:
         for source in self._sources():
             poller.register(source, zmq.POLLIN)
         readable = {source for source, _ in poller.poll(timeout_ms)}
-        if self._arrivals is not None and self._arrivals.fileno() in readable:
-            for url in self._arrivals.take():
-                self._follow(url, is_new=True, is_local=True)
         now = time.monotonic()
+        arrivals = self._arrivals
+        if arrivals is not None and (arrivals.fileno() in readable or now >= arrivals.due_s):
+            for url in arrivals.take():
+                self._follow(url, is_new=True, is_local=True)
         for url, feed in list(self._feeds.items()):
             if not readable.isdisjoint(feed.sources):
                 self._deliver(feed.read(readable))
@@ -235,6 +235,8 @@ class Subscription:
                 self._deliver(feed.leave())
                 feed.close()
                 del self._feeds[url]
+                if arrivals is not None:
+                    arrivals.end(url)
         return bool(self._ready)
 
     def _sources(self) -> list[zmq.Socket[bytes] | int]:
@@ -247,6 +249,8 @@ class Subscription:
 
     def _wait_ms(self, now: float, deadline: float | None) -> int:
         due = min((feed.due_s for feed in self._feeds.values()), default=now + 60.0)
+        if self._arrivals is not None:
+            due = min(due, self._arrivals.due_s)
         if deadline is not None:
             due = min(due, deadline)
         return max(0, min(60_000, int((due - now) * 1000) + 1))
