@@ -545,9 +545,12 @@ def test_a_relay_tells_what_publishers_said_that_have_left(
     folder: Path, start: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Relaying(f"ipc://{folder}/relay") as url, Speaking(url) as other:
-        remote = start(url)
-        remote.publish(0, 2)
-        remote.publish(0, 1, state="Completed")
+        with Subscription(url) as early:
+            early.wait_joined()
+            remote = start(url)
+            remote.publish(0, 2)
+            remote.publish(0, 1, state="Completed")
+            take(early, 3)
         remote.end()
         with Subscription(url, membership=True) as late:
             got = take(late, 4)
