@@ -468,13 +468,14 @@ def test_waiting_for_a_state(folder: Path) -> None:
 
 def test_reactions(folder: Path) -> None:
     called: list[str] = []
-    ran = threading.Event()
+    ran, called_again = threading.Event(), threading.Event()
 
     def call(event: Event) -> None:
         assert isinstance(event, StateEvent)
         called.append(event.run_id)
         if event.run_id == "run-0":
             raise ValueError("a bad callback")
+        called_again.set()
 
     with Publisher(folder=folder) as publisher:
         publisher.publish(make_event(7, state="Completed"))  # before: no reason to run
@@ -490,10 +491,26 @@ def test_reactions(folder: Path) -> None:
             publisher.publish(make_event(1))
             publisher.publish(make_event(1, state="Completed"))
             assert ran.wait(10)
+            assert called_again.wait(10)
     assert "when run-1" in called
     assert "when run-7" not in called
     assert called[:1] == ["run-0"] or "run-0" in called
     assert "run-1" in called  # the callback that failed was called again
+
+
+def test_a_reaction_joins_a_publisher_that_answers_late(
+    folder: Path, start: Callable[..., Remote]
+) -> None:
+    called = threading.Event()
+    remote = start()
+    remote.signal(signal.SIGSTOP)
+    with on_event(lambda _: called.set(), folder=folder) as reaction:
+        with pytest.raises(RecvTimeoutError, match="does not answer"):
+            reaction.wait_joined(1.2)
+        remote.signal(signal.SIGCONT)
+        reaction.wait_joined(10)
+        remote.publish(0, 1)
+        assert called.wait(10)
 
 
 # ---- a relay --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from zfast.events.event import Event, Gap, StateEvent
 from zfast.events.frames import encode_body, pack_frame
 from zfast.events.messages import Ask, Hello, History, Welcome, decode_message, encode_message
 from zfast.events.publisher import Publisher
+from zfast.events.reactions import on_event
 from zfast.events.relay import Relay
 from zfast.events.relay_link import relay_endpoints
 from zfast.events.subscription import Subscription
@@ -135,6 +136,15 @@ def test_who_has_no_role_here_is_not_let_in(keys: KeyFolder, relay: str) -> None
         pytest.raises(HandshakeError, match="refused our key"),
     ):
         events.recv(20)
+
+
+def test_a_reaction_tells_a_refusal_as_soon_as_it_is_known(keys: KeyFolder, relay: str) -> None:
+    options = {"environment": "prod", "security": key(keys, "stranger")}
+    with on_event(print, endpoint=relay, **options) as reaction:
+        started_s = time.monotonic()
+        with pytest.raises(HandshakeError, match="refused our key"):
+            reaction.wait_joined(30)
+        assert time.monotonic() - started_s < 20
 
 
 def test_a_worker_may_not_listen(keys: KeyFolder, relay: str) -> None:

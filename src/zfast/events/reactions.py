@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from zfast.errors import RecvTimeoutError, ZfastError
+from zfast.errors import ChannelClosedError, RecvTimeoutError, ZfastError
 from zfast.events.event import Event, StateEvent
 from zfast.events.subscription import Subscription
 
 logger = logging.getLogger("zfast.events")
+
+#: So often a reaction sees whether all publishers have been joined, until they have.
+JOINED_S = 0.05
 
 T = TypeVar("T")
 
@@ -81,11 +84,13 @@ class Reaction:
         """Wait until what happens now will be reacted to.
 
         Raises:
-            RecvTimeoutError: A publisher does not answer in time.
+            RecvTimeoutError: A publisher does not answer in time; it may be waited for again.
             HandshakeError, AccessDeniedError: A relay refuses us.
         """
         if not self._joined.wait(timeout):
-            raise self._error or RecvTimeoutError("a publisher does not answer")
+            raise RecvTimeoutError("a publisher does not answer")
+        if self._error is not None:
+            raise self._error
 
     def __enter__(self) -> Reaction:
         return self
@@ -95,19 +100,33 @@ class Reaction:
 
     def _run(self) -> None:
         with self._subscription as events:
-            # A publisher that does not answer yet keeps nobody from what others say.
-            with contextlib.suppress(ZfastError):
-                events.wait_joined(1.0)
-                self._joined.set()
             try:
-                for event in events:
+                while True:
+                    event = self._next(events)
+                    if event is None:
+                        continue
                     try:
                         self._react(event)
                     except Exception:
                         logger.exception("a reaction to %s failed", _describe(event))
+            except ChannelClosedError:
+                pass  # it is to stop
             except ZfastError as error:
                 self._error = error
                 logger.error("nothing is reacted to any more: %s", error)
+            finally:
+                self._joined.set()
+
+    def _next(self, events: Subscription) -> Event | None:
+        """The next event, if it comes before it is time to see whether all have been joined."""
+        if self._joined.is_set():
+            return events.recv()
+        if events.is_joined:
+            self._joined.set()
+        # A publisher that does not answer yet keeps nobody from what others say.
+        with contextlib.suppress(RecvTimeoutError):
+            return events.recv(JOINED_S)
+        return None
 
 
 def on_event(callback: Callable[[Event], object], **subscription: Any) -> Reaction:

@@ -141,6 +141,11 @@ class Subscription:
             self._poll(0)
         return event
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether events of every source that is known come as they happen."""
+        return all(feed.is_live for feed in self._feeds.values())
+
     def wait_joined(self, timeout: float = 5.0) -> None:
         """Wait until events of every source that is known come as they happen.
 
@@ -149,7 +154,7 @@ class Subscription:
             ChannelClosedError: The subscription was closed.
         """
         deadline = time.monotonic() + timeout
-        while not all(feed.is_live for feed in self._feeds.values()):
+        while not self.is_joined:
             self._check_open()
             now = time.monotonic()
             if now >= deadline:
