@@ -11,15 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import prefect
 import pytest
 from prefect import flow, task
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed
 
 import zfast
 from soak_states import Told, assert_api_agrees, inner, run
 from zfast.errors import ConfigError
+from zfast.events.event import StateEvent
 from zfast.events.publisher import Publisher
 from zfast.prefect import internals, state_tap
 
@@ -154,6 +158,35 @@ def test_a_failure_of_the_tap_is_logged_once_and_fails_no_task(
     with caplog.at_level(logging.ERROR, "zfast.events"), zfast.broadcast():
         assert inner() == 1
     assert len([r for r in caplog.records if "was not broadcast" in r.message]) == 1
+
+
+def test_a_forked_child_broadcasts_on_request(told: Told) -> None:
+    tap = state_tap.process_tap
+    state, flow_run = Completed(), FlowRun(flow_id=uuid4(), name="forked")
+    with zfast.subscribe() as events, zfast.broadcast():
+        parents = [*tap._publishers.values()]
+        tap._failed = True
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tap.on_flow_state(eventful_async, flow_run, state)  # nobody has asked for it
+                with zfast.broadcast():
+                    tap.on_flow_state(eventful_async, flow_run, state)
+                os._exit(0 if not tap._failed and tap._parents == parents else 1)
+            except BaseException:
+                os._exit(2)
+        event = events.recv(20)
+        while not isinstance(event, StateEvent):
+            event = events.recv(20)
+        assert os.waitpid(pid, 0)[1] == 0
+        tap._failed = False
+        assert event.run_id == str(flow_run.id)
+        assert event.worker == f"{socket.gethostname()}:{pid}"
+        # The parent's go on.
+        tap.on_flow_state(eventful_async, flow_run, Completed())
+        event = events.recv(20)
+        assert isinstance(event, StateEvent)
+        assert event.worker == f"{socket.gethostname()}:{os.getpid()}"
 
 
 def test_this_prefect_can_be_tapped() -> None:

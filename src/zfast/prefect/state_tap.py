@@ -49,16 +49,25 @@ class StateTap:
     """Where the states of this process's runs come by. One a process."""
 
     def __init__(self) -> None:
+        self._inherited: str | None = os.environ.get(BROADCAST_VARIABLE)
+        self._installed: bool | None = None
+        #: In a forked child: the parent's publishers, which nobody may close here.
+        self._parents: list[Publisher] = []
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._active: tuple[BroadcastOptions, ...] = ()
         self._publishers: dict[Route, Publisher] = {}
-        self._inherited: str | None = os.environ.get(BROADCAST_VARIABLE)
-        self._installed: bool | None = None
-        self._pid = os.getpid()
         self._host = self._worker = ""
         self._told = threading.local()
         self._last_flow_states: dict[object, object] = {}
         self._failed = False
+
+    def begin_in_child(self) -> None:
+        """After a fork nothing is broadcast; what is from now on has publishers of its own."""
+        self._parents += self._publishers.values()
+        self._begin()
 
     @property
     def is_active(self) -> bool:
@@ -241,8 +250,6 @@ class StateTap:
         self, is_wanted: Callable[[BroadcastOptions], bool], make: Callable[[str], Published]
     ) -> None:
         """Make an event for each environment and route that wants it, and publish it there."""
-        if os.getpid() != self._pid:
-            return
         done: set[tuple[str, Route]] = set()
         for options in self._active:
             environment, route = options.environment or current_environment(), options.route
@@ -330,10 +337,4 @@ process_tap = StateTap()
 atexit.register(process_tap.close)
 
 
-def _after_fork_in_child() -> None:
-    # The publishers' threads are the parent's; the child broadcasts nothing.
-    process_tap._active = ()
-    process_tap._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=process_tap.begin_in_child)
