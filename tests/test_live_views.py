@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import browser
 from events_process import make_event
 from terminal import Terminal
+from zfast.cli.ui import DEFAULT_PORT
 from zfast.events.event import Input, WorkerEvent
 from zfast.events.publisher import Publisher
 
@@ -139,6 +142,17 @@ def test_the_page_shows_what_happens(
 
 
 @needs_browser
+def test_the_page_and_the_relay_of_the_documentation_have_ports_of_their_own() -> None:
+    text = (Path(__file__).parents[1] / "docs/live-states.md").read_text(encoding="utf-8")
+    relay = re.search(r"zfast relay tcp://\S+:(\d+)", text)
+    page = re.search(r"ssh -L (\d+):127.0.0.1:(\d+) HOST", text)
+    assert relay is not None
+    assert page is not None
+    ports = [int(relay[1]) + n for n in range(3)]
+    assert DEFAULT_PORT not in ports
+    assert page.groups() == (str(DEFAULT_PORT), str(DEFAULT_PORT))
+
+
 def test_what_a_flow_calls_itself_is_text_to_the_page(
     chromium: Browser, page_url: str, publisher: Publisher
 ) -> None:

@@ -23,7 +23,8 @@ from zfast.events.subscription import Subscription
 
 logger = logging.getLogger("zfast.events")
 
-DEFAULT_PORT = 7411
+#: Not one of the three that a relay at 7410, as in the documentation, takes.
+DEFAULT_PORT = 7420
 #: Pages that may be open at one time.
 MAX_PAGES = 16
 #: Events are sent together that came within this time: a screen shows no more.
