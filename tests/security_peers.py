@@ -101,7 +101,7 @@ def serving(security: ServerSecurity, **guard: Any) -> Iterator[Service]:
 
 
 class Peer:
-    """A DEALER with a key, and its view of the connection."""
+    """A DEALER, or another ``kind``, with a key, and its view of the connection."""
 
     def __init__(
         self,
@@ -110,9 +110,10 @@ class Peer:
         server: PublicKey,
         *,
         routing_id: bytes | None = None,
+        kind: int = zmq.DEALER,
         **options: object,
     ) -> None:
-        self.socket = process_context().socket(zmq.DEALER)
+        self.socket = process_context().socket(kind)
         self.socket.linger = 0
         if routing_id is not None:
             self.socket.routing_id = routing_id

@@ -482,6 +482,55 @@ def test_after_the_grace_window_the_old_server_key_is_served_no_more():
             assert not old.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED, timeout_s=0.5)
 
 
+def test_who_came_again_when_a_server_key_retired_is_cut_when_it_is_revoked():
+    new = KeyPair.generate("server")
+    viewers = [KeyPair.generate(f"viewer-{n}") for n in range(3)]
+    source = ChangingSource([(new, FOREVER), (SERVER, time.time() + 3600)])
+    source.authorized = {pair.public.z85: pair.public.name for pair in viewers}
+    source.rules = (Rule(Role.VIEWER, ("default",), key="viewer-*"),)
+    guard = ServerSecurity("default", source, limits=Limits(handshake_ms=300))
+    publisher = process_context().socket(zmq.XPUB)
+    publisher.linger = 0
+    to_maintain = threading.Event()
+    door = guard.guard(publisher, verbs=[Verb.SUBSCRIBE], on_change=to_maintain.set)
+    endpoint = door.bind("tcp://127.0.0.1:*")
+    with contextlib.ExitStack() as stack:
+        peers = []
+        # Handshakes that do not coincide: libzmq waits once to twice as long.
+        for pair, again_ms in zip(viewers, (20, 100, 400), strict=True):
+            peer = Peer(
+                endpoint, pair, new.public, kind=zmq.SUB, subscribe=b"",
+                reconnect_ivl=again_ms, reconnect_ivl_max=0,
+            )  # fmt: skip
+            peers.append(stack.enter_context(peer))
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        # Long after their handshakes.
+        source.change(pairs=[(new, FOREVER), (SERVER, time.time() + 2)])
+        while len(door._listeners.keys) > 1:
+            assert to_maintain.wait(10)
+            to_maintain.clear()
+            door.maintain()
+        for peer in peers:
+            # libzmq's own end of it waits for the socket's owner to be in a call.
+            wait_until(
+                lambda p=peer: [
+                    publisher.poll(0),
+                    p.wait_for(zmq.EVENT_DISCONNECTED, timeout_s=0.02),
+                ][1]
+            )
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        names = sorted(source.authorized.values())
+        wait_until(lambda: sorted(who.subject for _, who in door.peers()) == names)
+        for pair, peer in list(zip(viewers, peers, strict=True))[:-1]:
+            guard.revoke(pair.public)
+            assert peer.wait_for(zmq.EVENT_DISCONNECTED)
+            assert peer.wait_for(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        assert not peers[-1].wait_for(zmq.EVENT_DISCONNECTED, timeout_s=0.2)
+    door.close()
+    publisher.close(0)
+    guard.close()
+
+
 def test_every_request_is_answered_through_a_rotation():
     new = KeyPair.generate("server")
     source = ChangingSource([(SERVER, FOREVER)])

@@ -59,6 +59,13 @@ class Connection:
                 return False
             return True
 
+    def is_open(self) -> bool:
+        """Whether its descriptor still is that connection."""
+        try:
+            return os.fstat(self.fd).st_ino == self.inode
+        except OSError:
+            return False
+
     def is_half_open(self) -> bool:
         """Whether its handshake is not done."""
         counts = self._counts()
@@ -93,6 +100,7 @@ class Connections:
     def __init__(self, handshake_s: float) -> None:
         self._handshake_s = handshake_s
         self._open: dict[int, Connection] = {}
+        self._ending: set[Connection] = set()
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._open.values()))
@@ -113,12 +121,26 @@ class Connections:
         except OSError:
             return None
         connection.address = f"{host}:{port}"
+        # Not in the place of one whose end nobody told: the order is that of acceptance.
+        self._open.pop(fd, None)
         self._open[fd] = connection
         return connection
 
     def ended(self, fd: int) -> Connection | None:
         """A connection has ended; None if it was not known."""
         return self._open.pop(fd, None)
+
+    def all_end(self) -> None:
+        """libzmq ends those there are, and tells of none: look for them by ``forget_ended``."""
+        self._ending.update(self._open.values())
+
+    def forget_ended(self) -> bool:
+        """Forget those of ``all_end`` that have ended; whether others have not yet."""
+        for connection in [each for each in self._ending if not each.is_open()]:
+            self._ending.discard(connection)
+            if self._open.get(connection.fd) is connection:
+                del self._open[connection.fd]
+        return bool(self._ending)
 
     def assign(self, key: str, address: str) -> Connection | None:
         """Lay a key on whoever can have asked with it; the connection if it can only be one."""

@@ -118,7 +118,8 @@ class Door:
         self._needs_maintenance = False
         pairs, _ = self._keys()
         if self._listeners.keys and not self._listeners.serves(pairs):
-            self._listeners.serve(pairs)
+            if self._listeners.serve(pairs):
+                self._gate.command(self._keeper.all_end)
             record(
                 "server keys changed",
                 level=20,

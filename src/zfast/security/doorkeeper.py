@@ -43,6 +43,9 @@ _FOR_NOW = (_FULL, _BESIDE)
 #: How often a token's end is looked for: a wall clock that is set, or a machine that slept, tells
 #: nobody, and a subscriber says nothing that could be judged.
 _LOOK_AT_TOKEN_S = 1.0
+#: How often ends are looked for that the monitor does not tell: libzmq closes the connections of an
+#: endpoint that is served no more when the socket's owner is next in a call.
+_LOOK_AT_ENDS_S = 0.2
 _numbers = itertools.count(1)
 
 
@@ -92,6 +95,10 @@ class Doorkeeper:
     def settle(self, fd: int, key: str) -> None:
         """A message of this key came over this descriptor. Threads: any."""
         self._connections.settle(fd, key)
+
+    def all_end(self) -> None:
+        """libzmq ends the connections there are, and tells of none."""
+        self._connections.all_end()
 
     def peers(self) -> Iterator[tuple[str, str]]:
         """Address and key of each connection whose key is known. Threads: any."""
@@ -198,6 +205,8 @@ class Doorkeeper:
         """Cut whoever may no longer be there, and see when to look again."""
         now = time.monotonic()
         next_s = float("inf")
+        if self._connections.forget_ended():
+            next_s = now + _LOOK_AT_ENDS_S
         for connection in self._connections:
             for key in connection.keys:
                 until_s = self._may_stay_until(key)

@@ -78,14 +78,16 @@ class Listeners:
         self.serve(keys)
         return self._endpoint
 
-    def serve(self, keys: Sequence[KeyPair]) -> None:
-        """Serve exactly these keys from now on.
+    def serve(self, keys: Sequence[KeyPair]) -> bool:
+        """Serve exactly these keys from now on; whether that ends every connection.
 
         A new key costs nobody anything. When one is given up, libzmq ends every connection of the
-        endpoint, whichever key it came by; peers connect again by themselves.
+        endpoint, whichever key it came by, and tells its monitor of none; peers connect again by
+        themselves.
         """
         wanted = _servable(keys)
-        if self.keys - {pair.public.z85 for pair in wanted}:
+        gives_up = bool(self.keys - {pair.public.z85 for pair in wanted})
+        if gives_up:
             self._share_port()
             self._socket.unbind(self._endpoint)
             self._served.clear()
@@ -93,6 +95,7 @@ class Listeners:
             if pair.public.z85 not in self._served:
                 self._share_port()
                 self._listen(pair, shared=True)
+        return gives_up
 
     def serves(self, keys: Sequence[KeyPair]) -> bool:
         """Whether ``serve`` would change nothing."""
