@@ -26,8 +26,9 @@ from zfast.errors import ConfigError
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES
-from zfast.security.key_files import read_public_key, write_pair
+from zfast.security.key_files import public_text, read_public_key, write_pair
 from zfast.security.key_folder import KeyFolder
+from zfast.security.policy import KeyFacts
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
 
@@ -358,6 +359,43 @@ def test_a_name_that_an_earlier_rule_gives_another_role_is_not_authorized(folder
         folder.authorize(key, "guest-9", Role.OWNER, "prod")
 
 
+@pytest.mark.parametrize("environments", [["prod"], ["*"]])
+def test_a_key_gets_no_role_that_was_not_asked_for(folder, environments):
+    rules = f'[[rule]]\nkey = "worker-*"\nrole = "Worker"\nenvironments = {environments}\n'
+    folder.new("staging", "server")
+    (folder.path / "policy.toml").write_text(rules.replace("'", '"'))
+    key = KeyPair.generate("worker-1").public
+    with pytest.raises(ConfigError, match="would have a role elsewhere too: key worker"):
+        folder.authorize(key, "worker-1", Role.WORKER, "staging")
+    assert folder.authorized() == {}
+    assert "staging" not in (folder.path / "policy.toml").read_text()
+    folder.authorize(key, "bob", Role.WORKER, "staging")
+    assert list(folder.policy().decide_everywhere(KeyFacts("bob", key.fingerprint))) == ["staging"]
+
+
+def test_the_rule_of_a_revoked_key_is_not_the_next_ones_who_takes_its_name(folder):
+    old, new = KeyPair.generate().public, KeyPair.generate().public
+    folder.authorize(old, "worker-1", Role.WORKER, "prod")
+    folder.revoke(old, "worker-1")
+    with pytest.raises(ConfigError, match="would have a role elsewhere too"):
+        folder.authorize(new, "worker-1", Role.VIEWER, "staging")
+    folder.authorize(new, "worker-1", Role.WORKER, "prod")  # it was asked for
+
+
+def test_a_key_may_be_given_roles_in_one_environment_after_the_other(folder):
+    folder.new("prod", "server")
+    (folder.path / "policy.toml").write_text(
+        '[[rule]]\nkey = "worker-*"\nrole = "Worker"\nenvironments = ["prod"]\n'
+    )
+    key = KeyPair.generate().public
+    for _ in range(2):
+        folder.authorize(key, "worker-1", Role.WORKER, "prod")
+        folder.authorize(key, "worker-1", Role.VIEWER, "staging")
+    decisions = folder.policy().decide_everywhere(KeyFacts("worker-1", key.fingerprint))
+    roles = {name: decision.role for name, decision in decisions.items()}
+    assert roles == {"prod": Role.WORKER, "staging": Role.VIEWER}
+
+
 def test_a_revoked_key_is_no_longer_authorized_and_cannot_be_again(folder):
     pair = KeyPair.generate("w")
     folder.authorize(pair.public, "w", Role.WORKER, "prod")
@@ -495,6 +533,26 @@ def test_secrets_in_variables_are_used_and_reach_no_child(folder, monkeypatch):
 
 
 # ---- the command line ----------------------------------------------------------------------
+
+
+def test_the_command_line_tells_every_role_and_takes_no_files_word_for_a_name(folder, tmp_path):
+    folder.authorize(KeyPair.generate().public, "worker-1", Role.WORKER, "prod")
+    folder.revoke(folder.find("worker-1"), "worker-1")
+    key = KeyPair.generate("worker-1").public
+    for name in ("bob", "worker-1"):
+        (tmp_path / f"{name}.pub").write_text(public_text(key))
+    bob = str(tmp_path / "bob.pub")
+    done = zfast("keys", "authorize", bob, "--role", "Viewer", "-e", "staging")
+    assert done.returncode
+    assert "worker-1 would have a role elsewhere too" in done.stderr
+    done = zfast("keys", "authorize", bob)
+    assert done.returncode
+    assert "calls itself worker-1" in done.stderr
+    assert folder.authorized() == {}
+    done = zfast("keys", "authorize", str(tmp_path / "worker-1.pub"))
+    assert "it is Worker in prod" in done.stdout
+    done = zfast("keys", "authorize", bob, "--role", "Viewer", "-e", "staging", "--json")
+    assert json.loads(done.stdout)["roles"] == {"prod": "Worker", "staging": "Viewer"}
 
 
 def test_the_command_line_lists_shows_and_explains(folder):

@@ -156,7 +156,8 @@ def authorize(
     key
         Its .pub file, or the key itself.
     role
-        What it may do: adds a rule to policy.toml.  [default: what the policy's rules say]
+        What it may do: adds a rule to policy.toml. It is refused if rules would give it more.
+        [default: what the policy's rules say of its name, in every environment]
     name
         What to call it; rules match it.  [default: as in the file]
     environment
@@ -166,19 +167,31 @@ def authorize(
     json
         Print JSON and nothing else.
     """
+    from zfast.security.policy import KeyFacts
     from zfast.security.roles import Role
 
     keys, environment = open_keys(folder, environment)
     public = keys.find(key)
+    if role is None and name is None and Path(key).suffix == ".pub":
+        _see_who_it_is(Path(key), public.name)
     name = name or public.name
     if not name:
         raise ConfigError("a key without a name", hint="give it one with --name")
     path = keys.authorize(public, name, Role(role) if role else None, environment)
+    decisions = keys.policy().decide_everywhere(KeyFacts(name, public.fingerprint))
+    roles = {where: each.role.value for where, each in decisions.items() if each.role is not None}
     if json:
-        _print_json({"name": name, "fingerprint": public.fingerprint, "file": str(path)})
+        _print_json(
+            {"name": name, "fingerprint": public.fingerprint, "file": str(path), "roles": roles}
+        )
         return
     print(f"authorized {name}: {public.fingerprint}")
-    print(f"it is {role} in {environment}" if role else "its role is what policy.toml says")
+    for where, its_role in roles.items():
+        print(
+            f"it is {its_role} in {'any environment that no rule names' if where == '*' else where}"
+        )
+    if not roles:
+        print("no rule of policy.toml gives it a role")
 
 
 @app.command
@@ -286,6 +299,15 @@ def revoke(key: str, /, *, folder: Folder = None, json: Flag = False) -> None:
         _print_json({"fingerprint": public.fingerprint, "file": str(path)})
     else:
         print(f"revoked {public.name or 'key'}: {public.fingerprint}")
+
+
+def _see_who_it_is(file: Path, name: str) -> None:
+    """The rules alone decide on its role, by a name: not by one that only the file gives itself."""
+    if name != file.stem:
+        raise ConfigError(
+            f"{file} calls itself {name or 'nothing'}: which rules are meant for it?",
+            hint="say who it is with --name, or what it may do with --role",
+        )
 
 
 def _describe(own: OwnKey) -> dict[str, object]:

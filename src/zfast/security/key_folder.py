@@ -167,9 +167,13 @@ class KeyFolder:
     ) -> Path:
         """Let a key in: its file, and, with a role, a rule at the end of the policy.
 
+        Args:
+            role: None is what the rules say of the name, in every environment.
+
         Raises:
-            ConfigError: It is revoked, the name is another key's, or an earlier rule gives the
-                name another role. Nothing was changed.
+            ConfigError: It is revoked, the name is another key's, an earlier rule gives the name
+                another role, or rules would give it roles elsewhere too, which it does not have
+                yet. Nothing was changed.
         """
         with self._changing():
             if key.z85 in self.revoked():
@@ -183,7 +187,10 @@ class KeyFolder:
                 text = read_protected_file(rules).decode() if rules.exists() else ""
                 rule = key_rule(name, role, check_name(environment, "an environment"))
                 changed = text if rule in text else text + rule
-                _see_that_it_decides(changed, key, name, role, environment)
+                facts = KeyFacts(name, key.fingerprint)
+                _see_that_it_decides(changed, facts, role, environment)
+                has = parse_policy(text) if known.get(key.z85) == name else Policy()
+                _see_that_no_other_does(changed, facts, environment, has)
                 if changed != text:
                     write_public_file(rules, changed)
             write_public_file(path, public_text(PublicKey(key.z85, name)))
@@ -271,13 +278,22 @@ class KeyFolder:
             yield
 
 
-def _see_that_it_decides(
-    policy: str, key: PublicKey, name: str, role: Role, environment: str
-) -> None:
-    facts = KeyFacts(name, key.fingerprint)
+def _see_that_it_decides(policy: str, facts: KeyFacts, role: Role, environment: str) -> None:
     decision = parse_policy(policy).decide(facts, environment)
     if decision.role is not role:
         raise ConfigError(
-            f"an earlier rule decides on {name} in {environment}: {decision.rule}",
+            f"an earlier rule decides on {facts.name} in {environment}: {decision.rule}",
             hint="choose another --name, or change that rule in policy.toml",
         )
+
+
+def _see_that_no_other_does(policy: str, facts: KeyFacts, environment: str, has: Policy) -> None:
+    """The key gets a role in the environment, and elsewhere none but those it ``has``."""
+    had = has.decide_everywhere(facts)
+    for other, decision in parse_policy(policy).decide_everywhere(facts).items():
+        if other not in (environment, *had):
+            raise ConfigError(
+                f"{facts.name} would have a role elsewhere too: {decision.rule}",
+                hint="choose another --name; or, if it is to have all that the rules say of this "
+                "one, authorize it without --role",
+            )

@@ -142,6 +142,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return Decision(rule.role, tuple(steps))
         return Decision(None, tuple(steps))
 
+    def decide_everywhere(self, facts: KeyFacts) -> dict[str, Decision]:
+        """Those that give a key a role, by environment; ``*`` is each that no rule names."""
+        named = {"*"}.union(*(rule.environments for rule in self.rules))
+        decisions = {name: self.decide(facts, name) for name in sorted(named)}
+        return {name: each for name, each in decisions.items() if each.role is not None}
+
 
 def parse_policy(text: str | bytes, *, source: str = "the policy") -> Policy:
     """Read a policy from TOML.
