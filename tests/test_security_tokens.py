@@ -25,6 +25,7 @@ from zfast.events.relay_link import relay_endpoints
 from zfast.security import issuer as issuer_module
 from zfast.security.access import Access
 from zfast.security.client_security import ClientSecurity
+from zfast.security.connections import Connection
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
 from zfast.security.policy import Policy
@@ -283,6 +284,31 @@ def test_a_guest_that_brings_no_token_is_shown_out_and_guests_are_few(issuer):
                 records.wait_for("cut", "no token in time")
                 # libzmq tried again by itself, and there was room.
                 assert second.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+
+def test_a_guest_that_sends_frames_without_end_is_cut_after_few_of_them(issuer, monkeypatch):
+    received_nbytes = []
+
+    def note_and_cut(connection, cut=Connection.cut):
+        received_nbytes.append(connection.received_nbytes())
+        return cut(connection)
+
+    monkeypatch.setattr(Connection, "cut", note_and_cut)
+    guard = security_for(policy_for(issuer.url), guest_ms=60_000)
+    with Records() as records, serving(guard, takes_tokens=True) as service:
+        with connect(service) as good, connect(service, THIEF) as stranger:
+            assert stranger.wait_for(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            stranger.socket.send_multipart([bytes(1 << 20)] * 1024, copy=False)
+            records.wait_for("cut", "too much for a guest")
+            assert stranger.wait_for(zmq.EVENT_DISCONNECTED)
+            assert received_nbytes[0] < 256 << 20
+            assert service.heard == []
+            # Who brings a token, be it of the greatest length, is a guest no more.
+            token = issuer.sign(padding="x" * 11_000)
+            assert 14_000 < len(token) < Limits().token_nbytes
+            assert good.ask(b"token", token.encode()) == [b"yes", b"Developer"]
+            for _ in range(10):
+                assert good.ask(b"put", bytes(50_000)) == [b"yes", b"idp:someone"]
 
 
 def test_a_guest_does_not_multiply_nor_stay_by_coming_again(issuer):

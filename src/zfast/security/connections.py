@@ -76,6 +76,11 @@ class Connection:
         counts = self._counts()
         return counts is None or counts[1] >= _ASKED_NBYTES
 
+    def received_nbytes(self) -> int:
+        """What it has sent, as far as anybody counts."""
+        counts = self._counts()
+        return counts[1] if counts is not None else 0
+
     def _counts(self) -> tuple[int, int] | None:
         """Bytes that the peer has acknowledged, and sent; None where nobody counts."""
         if not _HAS_COUNTS:

@@ -46,6 +46,8 @@ _LOOK_AT_TOKEN_S = 1.0
 #: How often ends are looked for that the monitor does not tell: libzmq closes the connections of an
 #: endpoint that is served no more when the socket's owner is next in a call.
 _LOOK_AT_ENDS_S = 0.2
+#: How often it is looked how much guests have sent: libzmq holds a message until it is whole.
+_LOOK_AT_GUESTS_S = 0.05
 _numbers = itertools.count(1)
 
 
@@ -155,7 +157,7 @@ class Doorkeeper:
         if key in self._guests or len(self._guests) >= self._limits.guests:
             return None, _FULL
         self._guests[key] = time.monotonic() + self._limits.guest_ms / 1000
-        self.next_review_s = min(self.next_review_s, self._guests[key])
+        self.next_review_s = min(self.next_review_s, time.monotonic() + _LOOK_AT_GUESTS_S)
         return None, ""
 
     def read_monitor(self) -> None:
@@ -178,10 +180,11 @@ class Doorkeeper:
     def _ended(self, connection: Connection | None) -> None:
         failure, self._failure = self._failure, ""
         keys = connection.keys if connection is not None else frozenset()
+        was_guest = any(key in self._guests for key in keys)
         for key in keys:
             if not any(key in other.keys for other in self._connections):
                 self._guests.pop(key, None)
-        if not keys:
+        if was_guest or not keys:
             self._heap.strangers_left()
             self.next_review_s = min(self.next_review_s, self._heap.due_s)
         if failure and not keys:
@@ -211,13 +214,25 @@ class Doorkeeper:
             for key in connection.keys:
                 until_s = self._may_stay_until(key)
                 if until_s <= now:
-                    self._cut(connection, key)
+                    self._cut(connection, key, self._why_no_longer(key))
                     break
                 next_s = min(next_s, until_s)
         for key in [key for key, until_s in self._guests.items() if until_s <= now]:
             del self._guests[key]
+        if self._guests:
+            self._bound_guests()
+            next_s = min(next_s, now + _LOOK_AT_GUESTS_S)
         self._heap.give_back()
         self.next_review_s = min(next_s, self._look_at_keys(), self._heap.due_s)
+
+    def _bound_guests(self) -> None:
+        """Cut who sends more than a token needs."""
+        most_nbytes = self._limits.token_nbytes + self._limits.guest_nbytes
+        for connection in self._connections:
+            for key in connection.keys & self._guests.keys():
+                if connection.received_nbytes() > most_nbytes:
+                    self._cut(connection, key, "too much for a guest")
+                    break
 
     def _may_stay_until(self, key: str) -> float:
         """On the monotonic clock; when to look again, if that is sooner."""
@@ -234,13 +249,12 @@ class Doorkeeper:
             return 0.0
         return self._guests.get(key, 0.0)
 
-    def _cut(self, connection: Connection, key: str) -> None:
+    def _why_no_longer(self, key: str) -> str:
         if self._access.is_revoked(key):
-            reason = "revoked key"
-        elif key in self._guests:
-            reason = "no token in time"
-        else:
-            reason = "no longer allowed"
+            return "revoked key"
+        return "no token in time" if key in self._guests else "no longer allowed"
+
+    def _cut(self, connection: Connection, key: str, reason: str) -> None:
         connection.cut()
         record(
             "cut",

@@ -22,6 +22,7 @@ class Limits:
         backlog: Connections that the kernel holds until they are accepted.
         guests: Peers with an unknown key that are about to present a token.
         guest_ms: How long each has for that.
+        guest_nbytes: How much each may send besides its token.
         token_nbytes: The longest token that is looked at.
         heartbeat_ms: How often libzmq looks whether a peer is there; three misses, and it is gone.
     """
@@ -32,6 +33,7 @@ class Limits:
     backlog: int = 1024
     guests: int = 64
     guest_ms: int = 5000
+    guest_nbytes: int = 64 << 10
     token_nbytes: int = 16 << 10
     heartbeat_ms: int = 5000
 
