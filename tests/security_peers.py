@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -194,6 +194,13 @@ class Records(logging.Handler):
         logger = logging.getLogger("zfast.security")
         logger.removeHandler(self)
         logger.setLevel(self._level)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 # ---- strangers ------------------------------------------------------------------------------

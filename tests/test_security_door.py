@@ -11,7 +11,7 @@ import time
 import pytest
 import zmq
 
-from security_peers import ALL_VERBS, Peer, Records, serving
+from security_peers import ALL_VERBS, Peer, Records, serving, wait_until
 from zfast import Channel
 from zfast.addresses import InsecureEndpointWarning
 from zfast.context import process_context
@@ -75,13 +75,6 @@ def say_if_connected(peer):
     """Not waiting: a socket that was refused and does not try again has nobody to send to."""
     with contextlib.suppress(zmq.Again):
         peer.send(b"claim", zmq.DONTWAIT)
-
-
-def wait_until(condition, timeout_s=15.0):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 # ---- promise 1: nothing is bound unguarded ----------------------------------------------

@@ -128,6 +128,17 @@ def test_a_channel_takes_a_token_has_it_renewed_and_ends_with_it(provider, secur
         assert len(came) == n_came
 
 
+def test_a_token_under_a_key_that_is_new_at_the_issuer_is_taken_a_moment_later(
+    provider, security, monkeypatch
+):
+    monkeypatch.setattr("zfast.security.issuer.UNKNOWN_KEY_COOLDOWN_S", 2.0)
+    with Records() as records, receiving(security) as (endpoint, _):
+        Channel.connect(endpoint, security=Bearer(provider, "okta-developer").security).abort()
+        provider.rotate()
+        Channel.connect(endpoint, security=Bearer(provider, "okta-developer").security).abort()
+        assert any("Unable to find" in text for text in records.texts)
+
+
 @pytest.mark.parametrize("client", ["okta-nobody", "aws-role", "bound"])
 def test_a_token_without_the_role_opens_no_channel(client, provider, security):
     """No role; a role that may not put; the token of another key."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from zmq.utils.monitor import recv_monitor_message
 
 from oidc_issuer import RULES, policy_for, providing
-from security_peers import Peer, Records, Service, serving
+from security_peers import Peer, Records, Service, serving, wait_until
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, TokenError
 from zfast.events.relay import Relay
@@ -60,6 +60,9 @@ class Issuer:
         self.asked = 0
         self.down = False
         self.too_long = False
+        self.keys_path = "/jwks"
+        #: What it sends in place of an answer.
+        self.broken = b""
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,7 +71,14 @@ class Issuer:
                 if issuer.down:
                     self.send_error(503)
                     return
-                body = json.dumps(issuer.answer(self.path)).encode()
+                if issuer.broken:
+                    self.wfile.write(issuer.broken)
+                    return
+                answer = issuer.answer(self.path)
+                if answer is None:
+                    self.send_error(404)
+                    return
+                body = json.dumps(answer).encode()
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(body)
@@ -88,7 +98,9 @@ class Issuer:
 
     def answer(self, path: str) -> object:
         if path.endswith("openid-configuration"):
-            return {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"}
+            return {"issuer": self.url, "jwks_uri": self.url + self.keys_path}
+        if path != self.keys_path:
+            return None
         if self.too_long:
             return {"keys": ["x" * 300_000]}
         keys = []
@@ -414,6 +426,52 @@ def test_fifty_forged_key_ids_cost_the_issuer_nothing(issuer):
         with pytest.raises(TokenError):
             checker.check(issuer.sign(f"forged-{number}"))
     assert issuer.asked == asked
+
+
+def test_a_key_id_that_was_not_asked_for_yet_is_refused_for_now(issuer, monkeypatch):
+    monkeypatch.setattr(issuer_module, "UNKNOWN_KEY_COOLDOWN_S", 0.2)
+    checker = issuer_module.Issuer(config_of(policy_for(issuer.url)))
+    checker.check(issuer.sign())
+    issuer.keys["k3"] = issuer.keys["k1"]
+    claims, refusals = {}, []
+
+    def check_new_key() -> bool:
+        try:
+            claims.update(checker.check(issuer.sign("k3")))
+        except TokenError as refusal:
+            refusals.append(refusal)
+        return bool(claims)
+
+    assert not check_new_key()
+    wait_until(check_new_key)
+    assert all(refusal.for_now for refusal in refusals)
+
+    def forged_is_final() -> bool:
+        with pytest.raises(TokenError, match="Unable to find") as caught:
+            checker.check(issuer.sign("k9"))
+        return not caught.value.for_now
+
+    wait_until(forged_is_final)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"],
+)
+def test_a_broken_answer_of_the_issuer_is_an_outage(broken, issuer):
+    issuer.broken = broken
+    with pytest.raises(TokenError, match="cannot be had") as caught:
+        issuer_module.Issuer(config_of(policy_for(issuer.url))).check(issuer.sign())
+    assert caught.value.for_now
+
+
+def test_an_issuer_may_move_its_keys(issuer, monkeypatch):
+    monkeypatch.setattr(issuer_module, "UNKNOWN_KEY_COOLDOWN_S", 0.0)
+    checker = issuer_module.Issuer(config_of(policy_for(issuer.url)))
+    checker.check(issuer.sign())
+    issuer.keys_path = "/moved"
+    issuer.keys["k3"] = issuer.keys["k1"]
+    assert checker.check(issuer.sign("k3"))["sub"] == "someone"
 
 
 def test_an_issuer_that_is_down_is_asked_once_and_known_peers_stay(issuer, monkeypatch):

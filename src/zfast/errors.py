@@ -153,7 +153,8 @@ class TokenError(AccessDeniedError):
     """A bearer token was refused; the message says why and never holds the token.
 
     Attributes:
-        for_now: It may be taken in a moment: its issuer did not answer, or there was no room.
+        for_now: It may be taken in a moment: its issuer did not answer or was not asked
+            for a new key yet, or there was no room.
     """
 
     for_now: bool = False

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
 
@@ -63,6 +64,10 @@ class Issuer:
             down = TokenError(f"the keys of {config.issuer} cannot be had", detail=_reason(error))
             down.for_now = True
             raise down from None
+        except _NotKnownYetError as error:
+            unknown = TokenError(f"a token of {config.name} is refused: {_reason(error)}")
+            unknown.for_now = True
+            raise unknown from None
         except (jwt.PyJWTError, PyJWKClientError, RecursionError, OverflowError) as error:
             # Without its cause, whose frames hold the token.
             raise TokenError(f"a token of {config.name} is refused: {_reason(error)}") from None
@@ -81,6 +86,10 @@ class Issuer:
             return self._keys
 
 
+class _NotKnownYetError(PyJWKClientError):
+    """A key id is unknown, and the issuer was not asked for it: it was asked a moment ago."""
+
+
 class _BoundedKeyClient(PyJWKClient):
     """PyJWT's client, with a bound on the document and on how often an outage is noticed."""
 
@@ -93,18 +102,31 @@ class _BoundedKeyClient(PyJWKClient):
             cooldown_duration=UNKNOWN_KEY_COOLDOWN_S,
         )
         self._issuer = issuer
-        self._must_discover = jwks_uri is None
+        self._discovers = jwks_uri is None
         self._down_until_s = 0.0
+
+    def get_signing_key(self, kid: str) -> jwt.PyJWK:
+        """The issuer's key of this id, or PyJWKClientError; _NotKnownYetError in the cooldown."""
+        with self._client_lock:
+            fetched_s = self._last_successful_fetch
+            try:
+                return super().get_signing_key(kid)
+            except PyJWKClientConnectionError:
+                raise
+            except PyJWKClientError as error:
+                if self._last_successful_fetch == fetched_s:
+                    raise _NotKnownYetError(str(error)) from error
+                raise
 
     def fetch_data(self) -> Any:
         """The issuer's keys, or PyJWKClientConnectionError at once while it is known to be down."""
         if time.monotonic() < self._down_until_s:
             raise PyJWKClientConnectionError("the issuer did not answer a moment ago")
         try:
-            if self._must_discover:
-                self._discover()
-            keys = _fetch(self.uri)
-        except (OSError, ValueError) as error:  # URLError is an OSError, JSON's error a ValueError
+            # Each time: an issuer may move its keys, and go on answering where they were.
+            keys = _fetch(self._discover() if self._discovers else self.uri)
+        except (OSError, ValueError, HTTPException) as error:
+            # URLError is an OSError, JSON's error a ValueError, a broken answer an HTTPException.
             self._down_until_s = time.monotonic() + OUTAGE_COOLDOWN_S
             raise PyJWKClientConnectionError(str(error)) from error
         if self.jwk_set_cache is not None:
@@ -112,15 +134,15 @@ class _BoundedKeyClient(PyJWKClient):
         self._last_successful_fetch = time.monotonic()
         return keys
 
-    def _discover(self) -> None:
+    def _discover(self) -> str:
+        """Where its keys are."""
         document = _fetch(self.uri)
         uri = document.get("jwks_uri")
         if document.get("issuer") != self._issuer or not isinstance(uri, str):
             raise ValueError(f"its discovery document is for {document.get('issuer')!r}")
         if not uri.startswith("https://") and self._issuer.startswith("https://"):
             raise ValueError("its discovery document names keys that are not on https")
-        self.uri = uri
-        self._must_discover = False
+        return uri
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
