@@ -19,6 +19,7 @@ import zmq
 
 import zfast
 from events_process import make_event
+from security_peers import wait_until
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, HandshakeError
 from zfast.events.event import Event, Gap, StateEvent
@@ -145,6 +146,22 @@ def test_a_reaction_tells_a_refusal_as_soon_as_it_is_known(keys: KeyFolder, rela
         with pytest.raises(HandshakeError, match="refused our key"):
             reaction.wait_joined(30)
         assert time.monotonic() - started_s < 20
+
+
+def test_who_stays_with_a_server_key_that_has_ended_says_so_and_can_be_started_again(
+    keys: KeyFolder, relay: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with subscribe(keys, relay, "viewer") as events:
+        events.wait_joined(20)
+        with Publisher(folder=folder, relay=relay, security=key(keys, "worker")) as publisher:
+            publisher.publish(event(0))
+            take(events, 1)
+            keys.rotate("prod", "server", 0)
+            with pytest.raises(HandshakeError, match="is not the server we trust"):
+                events.recv(30)
+            wait_until(lambda: "states do not reach the relay" in caplog.text)
+    with subscribe(keys, relay, "viewer") as events:
+        events.wait_joined(20)
 
 
 def test_a_worker_may_not_listen(keys: KeyFolder, relay: str) -> None:
