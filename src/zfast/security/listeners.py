@@ -103,6 +103,7 @@ class Listeners:
 
     def close(self) -> None:
         """The socket is to be closed: who binds its port next in this process may wait for that."""
+        _forget_closed()
         _closing.update(self._served.values())
 
     def _listen(self, pair: KeyPair, *, shared: bool) -> None:
@@ -178,7 +179,7 @@ def _bind(listener: socket.socket, address: tuple[str, int]) -> None:
         try:
             listener.bind(address)
         except OSError as error:
-            _closing.difference_update([each for each in list(_closing) if not _is_open(*each)])
+            _forget_closed()
             if error.errno != EADDRINUSE or not _closing or time.monotonic() > until:
                 raise
             time.sleep(LOOK_EVERY_S)
@@ -186,11 +187,14 @@ def _bind(listener: socket.socket, address: tuple[str, int]) -> None:
             return
 
 
-def _is_open(fd: int, inode: int) -> bool:
-    try:
-        return os.fstat(fd).st_ino == inode
-    except OSError:
-        return False
+def _forget_closed() -> None:
+    for fd, inode in list(_closing):
+        try:
+            is_open = os.fstat(fd).st_ino == inode
+        except OSError:
+            is_open = False
+        if not is_open:
+            _closing.discard((fd, inode))
 
 
 def _servable(keys: Sequence[KeyPair]) -> Sequence[KeyPair]:
