@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import random
@@ -103,6 +104,11 @@ def hang_once(argument, _):
         time.sleep(600)
     journal.note(key, "end")
     return int(os.environ["ATTEMPT"])
+
+
+def no_descriptors(*_, **__):
+    """In place of what opens something: this process has too many open files."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def settled(condition, timeout=20.0):

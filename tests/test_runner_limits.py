@@ -14,7 +14,7 @@ import cloudpickle
 import psutil
 import pytest
 
-from hub_jobs import hang_once, settled, wait_for_file
+from hub_jobs import hang_once, no_descriptors, settled, wait_for_file
 from zfast.errors import ConfigError, WorkerError, WorkerStartError
 from zfast.runner.job import JobFailedError
 from zfast.runner.policy import Policy
@@ -24,10 +24,6 @@ from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.segments import Lease, OwnSegment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
-
-
-def no_descriptors(*_):
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_the_answer_to_a_request_that_was_interrupted_is_not_taken_for_the_next(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 import zmq
 
 from foremen import TESTS, gone, joined, worker_pids
-from hub_jobs import settled, simple, wait_for_file
+from hub_jobs import no_descriptors, settled, simple, wait_for_file
 from zfast.errors import ProtocolError
 from zfast.runner import crew, remote_hosts
 from zfast.runner.foreman import Foreman
@@ -30,10 +29,6 @@ from zfast.runner.status_client import ask_all
 from zfast.runner.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
-
-
-def no_descriptors(*_, **__):
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 # ---- starts -----------------------------------------------------------------------------------

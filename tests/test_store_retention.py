@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -52,6 +52,17 @@ def put(
 
 def keys(store: FolderStore) -> set[str]:
     return set(store.list())
+
+
+def put_in_run(store: FolderStore, key: str) -> None:
+    """Store an object in the scope of a run."""
+    token = leases.scope.set("run")
+    store.put(key, b"")
+    leases.scope.reset(token)
+
+
+def disk_full(*_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_what_has_expired_is_removed(store: FolderStore) -> None:
@@ -192,9 +203,7 @@ def test_what_a_scope_used_is_let_go_with_it(store: FolderStore) -> None:
 
 
 def test_a_scope_that_ends_during_a_collection_ends_after_it(store: FolderStore) -> None:
-    token = leases.scope.set("run")
-    store.put("k", b"")
-    leases.scope.reset(token)
+    put_in_run(store, "k")
     with store.leases.held() as held:
         store.leases.end_scope("run")  # a finaliser may come at any moment
         assert held == {"k"}
@@ -205,16 +214,11 @@ def test_a_scope_that_ends_during_a_collection_ends_after_it(store: FolderStore)
 def test_a_full_disk_keeps_more_held_rather_than_less(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = leases.scope.set("run")
-    store.put("run's", b"")
-    leases.scope.reset(token)
+    put_in_run(store, "run's")
     store.put("k", b"")
 
-    def full(folder: str) -> tuple[int, str]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "create_locked", full)
+        patch.setattr(leases, "create_locked", disk_full)
         store.leases.end_scope("run")
     folder = Path(store.basepath, ".zfast", "leases")
     (lease,) = [path for path in folder.iterdir() if path.name != leases.GATE]
@@ -276,15 +280,10 @@ def test_holding_one_more_does_not_look_through_all_that_is_held(
 def test_what_was_not_noted_when_a_scope_ended_on_a_full_disk_is_noted_later(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = leases.scope.set("run")
-    store.put("run's", b"")
-    leases.scope.reset(token)
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    put_in_run(store, "run's")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "write", disk_full)
         store.leases.hold("a")
         store.leases.end_scope("run")
     store.leases.hold("b")

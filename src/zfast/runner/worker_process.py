@@ -230,10 +230,7 @@ class WorkerProcess(WorkerHandle):
         """
         self.verdict = self.verdict or verdict
         if self.process.poll() is None:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # not yet the leader of its group
-                self.process.kill()
+            os.killpg(self.pid, signal.SIGKILL)  # it leads its group since before its first code
 
     def release(self) -> None:
         """Give back its pidfd and its entry in the process table."""

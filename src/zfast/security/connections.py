@@ -30,6 +30,14 @@ _ADMITTED_NBYTES = 64 + 170 + 30
 _HAS_COUNTS = sys.platform == "linux"
 
 
+def is_open(fd: int, inode: int) -> bool:
+    """Whether a descriptor still is the file or socket that had this inode."""
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
+
+
 @dataclass(eq=False)
 class Connection:
     """One accepted connection.
@@ -61,10 +69,7 @@ class Connection:
 
     def is_open(self) -> bool:
         """Whether its descriptor still is that connection."""
-        try:
-            return os.fstat(self.fd).st_ino == self.inode
-        except OSError:
-            return False
+        return is_open(self.fd, self.inode)
 
     def is_half_open(self) -> bool:
         """Whether its handshake is not done."""

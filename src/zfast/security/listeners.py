@@ -21,6 +21,7 @@ import zmq
 from zfast.addresses import Endpoint
 from zfast.errors import ConfigError, TransportError
 from zfast.ip_family import resolve
+from zfast.security.connections import is_open
 from zfast.security.curve_keys import KeyPair
 from zfast.security.limits import Limits
 
@@ -188,13 +189,7 @@ def _bind(listener: socket.socket, address: tuple[str, int]) -> None:
 
 
 def _forget_closed() -> None:
-    for fd, inode in list(_closing):
-        try:
-            is_open = os.fstat(fd).st_ino == inode
-        except OSError:
-            is_open = False
-        if not is_open:
-            _closing.discard((fd, inode))
+    _closing.difference_update([each for each in list(_closing) if not is_open(*each)])
 
 
 def _servable(keys: Sequence[KeyPair]) -> Sequence[KeyPair]:
