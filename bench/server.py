@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 START_TIMEOUT_S = 90.0
-DRAIN_TIMEOUT_S = 30.0
-#: An idle server counts an empty table faster than this.
+DRAIN_TIMEOUT_S = 90.0
+#: An idle server counts task runs faster than this.
 IDLE_ANSWER_S = 0.05
+#: It is idle once it says the same so often. It records states in batches, one a second.
+LOOK_EVERY_S, IDLE_LOOKS = 0.25, 10
 
 
 class PrefectServer:
@@ -60,7 +62,7 @@ class PrefectServer:
     def __enter__(self) -> Self:
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            while self._answer_time() is None:
+            while self._count_ended() is None:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the Prefect server did not start")
                 time.sleep(0.2)
@@ -78,13 +80,16 @@ class PrefectServer:
         self.close()
 
     def drain(self) -> None:
-        """Wait until it has worked off what was sent to it: three quick answers in a row."""
+        """Wait until it has worked off what was sent to it: no more task runs come to an end."""
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        quick = 0
-        while quick < 3 and time.monotonic() < deadline:
-            answer_time = self._answer_time()
-            quick = quick + 1 if answer_time is not None and answer_time < IDLE_ANSWER_S else 0
-            time.sleep(0.1)
+        n_ended, n_same = None, 0
+        while n_same < IDLE_LOOKS and time.monotonic() < deadline:
+            start = time.monotonic()
+            now_ended = self._count_ended()
+            is_quick = time.monotonic() - start < IDLE_ANSWER_S
+            n_same = n_same + 1 if is_quick and now_ended == n_ended is not None else 0
+            n_ended = now_ended
+            time.sleep(LOOK_EVERY_S)
 
     def close(self) -> None:
         """Stop it."""
@@ -96,17 +101,16 @@ class PrefectServer:
             self._process.wait()
         stop_group(self._process.pid)
 
-    def _answer_time(self) -> float | None:
+    def _count_ended(self) -> int | None:
+        """How many task runs have ended as far as it knows; None if it does not answer."""
         # A query, not the health check: the database is what falls behind.
         request = urllib.request.Request(
-            f"{self.url}/flow_runs/count",
-            data=b"{}",
+            f"{self.url}/task_runs/count",
+            data=b'{"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}',
             headers={"Content-Type": "application/json"},
         )
-        start = time.monotonic()
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                response.read()
+                return int(response.read())
         except (urllib.error.URLError, OSError):
             return None
-        return time.monotonic() - start

@@ -82,9 +82,10 @@ def _all_targets() -> Iterator[Target]:
             group = f"result store, other block ({block}), {half} 100 MB"
             yield Target(group, "zfast/inline", "stock", 3)
             yield Target(group, "zfast/inline, key_storage", "stock, key_storage", 3)
-    yield Target("no-op task, 2 workers", "zfast", "ThreadPool", 1.25)
-    for runner in ("ProcessPool", "Dask", "Ray"):
-        yield Target("no-op task, 2 workers", "zfast", runner, 20)
+    for noop in ("no-op task, 2 workers", "no-op task until its states are sent, 2 workers"):
+        yield Target(noop, "zfast", "ThreadPool", 1.25)
+        for runner in ("ProcessPool", "Dask", "Ray"):
+            yield Target(noop, "zfast", runner, 20)
     stuck = "no-op task, 10 subscribers that never read"
     yield Target(stuck, "broadcast", "not broadcast", not_slower=True)
 

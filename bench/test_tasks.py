@@ -13,9 +13,16 @@ from bench.measure import Peer, replay_clock
 from bench.server import PrefectServer
 
 PEERS = ["ThreadPool", "ProcessPool", "zfast", "Dask", "Ray"]
-TASKS = 200
+TASKS = 1000
 #: Where a task takes some 70 ms, fewer do.
-SLOW_RUNNER_TASKS = 24
+SLOW_RUNNER_TASKS = 48
+#: So long a runner has for starting its workers, and more to take over from them.
+WARMUP_S = 8.0
+#: How a no-op task is timed: the name of the duration, and of the group of rows.
+NOOP_GROUPS = {
+    "seconds": "no-op task, 2 workers",
+    "states sent": "no-op task until its states are sent, 2 workers",
+}
 #: As the flow makes them: four frames of ten float64 columns.
 MAKERS, ROW_NBYTES = 4, 80
 FRAME_ROWS = 50_000_000 // ROW_NBYTES
@@ -24,8 +31,10 @@ pytestmark = [pytest.mark.benchmark(timer=replay_clock.now), pytest.mark.timeout
 
 
 @pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("duration", NOOP_GROUPS)
 def test_noop_tasks(
     peer: str,
+    duration: str,
     smoke: bool,
     prefect_server: PrefectServer,
     measured: Measure,
@@ -33,9 +42,10 @@ def test_noop_tasks(
 ) -> None:
     def open_peer(name: str) -> Peer:
         count = TASKS if name in ("ThreadPool", "zfast") else SLOW_RUNNER_TASKS
+        warmup_s = WARMUP_S
         if smoke:
-            count = 4
-        return FlowPeer(name, prefect_server, "flows.noop_tasks", count=count)
+            count, warmup_s = 4, 0.0
+        return FlowPeer(name, prefect_server, "flows.noop_tasks", count=count, warmup_s=warmup_s)
 
     measurements = measured(
         "no-op tasks",
@@ -45,11 +55,12 @@ def test_noop_tasks(
     )
     row(
         measurements[peer],
-        group="no-op task, 2 workers",
+        group=NOOP_GROUPS[duration],
         peer=peer,
         reference="ThreadPool",
         work=1,
         unit="tasks",
+        duration=duration,
     )
 
 

@@ -13,7 +13,8 @@ from prefect.events.worker import EventsWorker
 from prefect.states import Crashed
 
 from hub_jobs import settled
-from zfast.prefect import internals, reporting
+from zfast.prefect import reporting
+from zfast.prefect.internals import event_service
 
 
 @task
@@ -29,12 +30,12 @@ def test_a_service_that_cannot_connect_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(EventsWorker, "instance", lambda *_: service)
     service.send(Event(event="test", resource={"prefect.resource.id": "test"}))
     start = time.monotonic()
-    assert not internals.wait_for_events_sent(60)
+    assert not event_service.wait_for_events_sent(60)
     assert time.monotonic() - start < 30
 
 
 def test_what_was_sent_is_not_waited_for(prefect_api):
-    assert internals.wait_for_events_sent(60)
+    assert event_service.wait_for_events_sent(60)
 
 
 def test_many_crashes_at_once_are_reported_by_few_threads(prefect_api, monkeypatch):

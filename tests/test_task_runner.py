@@ -729,3 +729,40 @@ def test_a_flow_that_is_killed_leaves_no_worker_and_no_socket(prefect_api, tmp_p
 
 def _text(path):
     return path.read_text() if path.exists() else None
+
+
+FACTOR = 1
+
+
+@task
+def scale(value: int) -> int:
+    return value * FACTOR
+
+
+# The function goes by value, with the global that it reads.
+scale.fn.__module__ = "__main__"
+
+
+def test_each_map_takes_the_code_as_it_is_then(monkeypatch):
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
+        first = runner.map(scale, {"value": [1, 2, 3]})
+        monkeypatch.setitem(globals(), "FACTOR", 10)
+        second = runner.map(scale, {"value": [1, 2, 3]})
+        third = runner.submit(scale, {"value": 4})
+        assert first.result() == [1, 2, 3]
+        assert second.result() == [10, 20, 30]
+        assert third.result() == 40
+
+
+def test_a_map_of_what_cannot_be_sent_is_known_at_each_future():
+    lock = threading.Lock()
+
+    @task
+    def locked(value: int) -> int:
+        with lock:
+            return value
+
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
+        futures = runner.map(locked, {"value": [1, 2]})
+        assert [future.state.name for future in futures] == ["Crashed", "Crashed"]
+        assert runner.map(identity, {"value": [1, 2]}).result() == [1, 2]

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.events.worker import EventsWorker
 
 COLUMNS = 10
 MAKERS = 4
 #: Each worker has imported what it needs before the time counts.
 WARMUP_TASKS = 8
+WORKERS = 2
 
 
 @task
@@ -36,17 +38,33 @@ make_frame_uncached = task(_make_frame, name="make_frame", cache_policy=NO_CACHE
 mean_of_all_uncached = task(_mean_of_all, name="mean_of_all", cache_policy=NO_CACHE)
 
 
+@task
+def hold(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 @flow
-def noop_tasks(count: int) -> dict[str, float]:
-    """Seconds a task, from the first submit to the last result."""
+def noop_tasks(count: int, warmup_s: float) -> dict[str, float]:
+    """Seconds a task, of so many in one map on workers that are all there and warm.
+
+    Returns:
+        Until the last result, and until the states of all are on their way to the API. Prefect's
+        thread pool, and its process pool, leave them in a queue of the flow's process.
+    """
+    for future in [hold.submit(warmup_s / 2) for _ in range(WORKERS)]:
+        future.result()
+    time.sleep(warmup_s / 2)
     for future in [noop.submit(i) for i in range(WARMUP_TASKS)]:
         future.result()
+    EventsWorker.instance().wait_until_empty()
     start = time.perf_counter()
-    results = [future.result() for future in [noop.submit(i) for i in range(count)]]
+    results = noop.map(range(count)).result()
     seconds = time.perf_counter() - start
+    EventsWorker.instance().wait_until_empty()
+    seconds_to_sent = time.perf_counter() - start
     if results != list(range(count)):
         raise ValueError("wrong results")
-    return {"seconds": seconds / count}
+    return {"seconds": seconds / count, "states sent": seconds_to_sent / count}
 
 
 @flow

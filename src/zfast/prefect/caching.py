@@ -32,7 +32,7 @@ from prefect.settings import PREFECT_TASKS_REFRESH_CACHE
 from prefect.transactions import get_transaction
 
 from zfast.codec.digest import BufferDigests, digest_large
-from zfast.prefect import internals
+from zfast.prefect.internals.version import is_known
 from zfast.prefect.storage import ZfastStorage
 
 #: An input with less memory in it has the key that Prefect gives it.
@@ -54,7 +54,7 @@ def fast_policy(policy: Any, digests: BufferDigests | None = None) -> Any:
             ``NotSet`` or a subclass, is given back as it is.
         digests: Makes and remembers the digests of memory.
     """
-    if not internals.is_known():
+    if not is_known():
         return policy
     digests = digests or BufferDigests()
     if type(policy) is Inputs:

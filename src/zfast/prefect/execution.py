@@ -25,7 +25,7 @@ from zfast.prefect.caching import fast_policy
 from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
-from zfast.prefect.reporting import find_begun_run, flush_events, forward_logs
+from zfast.prefect.reporting import find_begun_run, flush_events, report_as_worker
 from zfast.prefect.run_leases import take_up_run
 from zfast.prefect.state_tap import process_tap
 from zfast.runner import cycles
@@ -64,7 +64,7 @@ class TaskExecutor:
         notify: Callable[[str, bytes], None],
         identify: Callable[[memoryview], Hashable | None],
     ) -> None:
-        forward_logs(notify)
+        report_as_worker(notify)
         self._digests = BufferDigests(identify)
         self._tasks: dict[bytes, Task[Any, Any]] = {}
         self._context: bytes | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 
 from zfast.codec import decode
 from zfast.deadline import Deadline
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from zfast.sharing.handover import Handover
 
 logger = logging.getLogger("zfast.prefect")
+
+#: Callbacks of each future that are Prefect's own: it wakes those in ``wait`` and ``as_completed``.
+N_NOTIFIERS = 1
 
 
 class _Outcome(concurrent.futures.Future[Any]):
@@ -48,11 +53,18 @@ class _Outcome(concurrent.futures.Future[Any]):
 
     def set_result(self, result: Any) -> None:
         """Complete the future."""
-        super().set_result(result)
+        self.set_result_calling(result, sys.maxsize)
+
+    def set_result_calling(self, result: Any, at_most: int) -> bool:
+        """Complete the future, unless more callbacks wait than may be called; say if it did."""
         with self._callbacks_lock:
-            callbacks, self._callbacks = self._callbacks or [], None
+            if self._callbacks is None or len(self._callbacks) > at_most:
+                return False
+            super().set_result(result)
+            callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks:
             self._call(callback)
+        return True
 
     def _call(self, callback: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         try:
@@ -82,17 +94,27 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         self.wrapped_future.set_result(state)
 
     def settle_parcel(
-        self, parcel: Parcel, handover: Handover, making: Making | None = None
-    ) -> None:
+        self,
+        parcel: Parcel,
+        handover: Handover,
+        making: Making | None = None,
+        *,
+        unless_called_back: bool = False,
+    ) -> bool:
         """Complete the future with a State as it came from a worker of ``handover``'s hub.
 
         Args:
             making: How to have it again should it be lost; None if it cannot be.
+            unless_called_back: Do not if that would call anything but Prefect's own notifier.
+
+        Returns:
+            Whether it is complete now.
         """
         self._parcel, self._handover, self.making = parcel, handover, making
         if making is not None:
             making.keep_in(self._renew)
-        self.wrapped_future.set_result(None)
+        at_most = N_NOTIFIERS if unless_called_back else sys.maxsize
+        return cast("_Outcome", self.wrapped_future).set_result_calling(None, at_most)
 
     def _renew(self, parcel: Parcel) -> None:
         self._parcel = parcel
@@ -119,6 +141,9 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
             raise TimeoutError(
                 f"Task run {self.task_run_id} did not complete within {timeout} seconds"
             )
+        state = self._final_state
+        if state is not None and state.is_completed() and isinstance(state.data, ResultRecord):
+            return state.data.result  # Prefect would ask another thread's event loop for it
         return super().result(None, raise_on_failure)
 
     def _decode(self, deadline: Deadline) -> bool:

@@ -30,6 +30,7 @@ from prefect.types._datetime import DateTime, now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from zfast.prefect import internals
+from zfast.prefect.internals import event_service
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -52,9 +53,10 @@ CLOSE_S = 10.0
 _END, _WAIT = 0, 1
 
 
-def forward_logs(notify: Callable[[str, bytes], None]) -> None:
-    """In a worker: turn this process's API logs into notes to the hub."""
+def report_as_worker(notify: Callable[[str, bytes], None]) -> None:
+    """In a worker, before its first event: turn this process's API logs into notes to the hub."""
     set_api_log_sink(lambda log: notify(LOG, msgspec.json.encode(log)))
+    event_service.take_events_on_the_loop()
 
 
 def flush_events() -> None:
@@ -62,7 +64,7 @@ def flush_events() -> None:
 
     Not for ever: where Prefect cannot send them, it has said so in the log.
     """
-    if not internals.wait_for_events_sent(FLUSH_S):
+    if not event_service.wait_for_events_sent(FLUSH_S):
         logger.debug("not all events were sent to the API")
 
 

@@ -26,6 +26,7 @@ from zfast.events.sockets import client_security
 from zfast.prefect import internals
 from zfast.prefect.broadcast_options import BroadcastOptions, Route
 from zfast.prefect.handed_over import handed_over_to
+from zfast.prefect.internals import event_service, version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ class StateTap:
             return
         self._told.state_id = state.id
         try:
-            if not internals.events_are_forwarded():
+            if not event_service.events_are_forwarded():
                 self._tell_task_state(task_run, state)
         except Exception:
             self._fail()
@@ -159,7 +160,7 @@ class StateTap:
         ):
             return
         try:
-            if not internals.events_are_forwarded():
+            if not event_service.events_are_forwarded():
                 self._tell_event(event)
         except Exception:
             self._fail()
@@ -269,7 +270,7 @@ class StateTap:
                 "this version of Prefect is not known to zfast: only flow runs of flows that are "
                 "decorated with broadcast are broadcast, by their hooks, and no task runs; install "
                 "prefect %s*",
-                internals.KNOWN_VERSION,
+                version.KNOWN_VERSION,
             )
 
     def _open(self, options: BroadcastOptions) -> None:

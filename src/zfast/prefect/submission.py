@@ -71,6 +71,8 @@ class Submission:
         self._making.begin(given, self._done)
 
     def _done(self, made: Parcel | WorkerError) -> None:
+        if isinstance(made, Parcel) and self._settle(made, unless_called_back=True):
+            return
         try:
             self._workshop.completions.submit(self._complete, made)
         except RuntimeError:  # the runner was left meanwhile
@@ -95,10 +97,18 @@ class Submission:
                 self._workshop.reporter.report_crash(self._future.task_run_id, state, self._task)
                 self._future.settle(state)
             else:
-                making = self._making if made.is_remote else None
-                self._future.settle_parcel(made, self._workshop.hub.handover, making)
+                self._settle(made)
         except Exception as error:
             self._future.settle(crashed(f"The result was lost: {error}", error))
+
+    def _settle(self, made: Parcel, *, unless_called_back: bool = False) -> bool:
+        making = self._making if made.is_remote else None
+        return self._future.settle_parcel(
+            made,
+            self._workshop.hub.handover,
+            making,
+            unless_called_back=unless_called_back,
+        )
 
 
 def _hand_on(future: PrefectFuture[Any], handover: Handover) -> Input:

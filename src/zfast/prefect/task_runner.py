@@ -29,6 +29,7 @@ from zfast.prefect.submission import Submission
 from zfast.prefect.worker_vitals import WorkerVitals
 from zfast.prefect.workshop import Workshop
 from zfast.runner.hub import Hub
+from zfast.runner.job import Blob
 from zfast.runner.policy import check_whole_number
 from zfast.security.server_security import ServerSecurity
 from zfast.sharing.handover import Copies
@@ -46,9 +47,12 @@ MAX_COMPLETIONS = 32
 
 
 class _Mapped(threading.local):
-    """What was copied so far by the ``map`` that a thread is in."""
+    """What is the same for all the task runs of the ``map`` that a thread is in."""
 
+    #: What was copied so far; None outside of a ``map``.
     copies: Copies | None = None
+    #: The task's code and the run context, once they were pickled.
+    shipped: tuple[Blob, Blob] | None = None
 
 
 class ZfastTaskRunner(TaskRunner[ZfastFuture]):
@@ -253,12 +257,15 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "tags": TagsContext.get().current_tags,
         }
         try:
+            code, context = self._mapped.shipped or shipper.ship(task)
+            if self._mapped.copies is not None:
+                self._mapped.shipped = code, context
             making = Making(
                 workshop,
                 task,
                 future.task_run_id,
-                code=shipper.ship_task(task),
-                context=shipper.ship_context(),
+                code,
+                context,
                 call=workshop.hub.handover.snapshot(
                     encode(call, persistent_id=make_references(upstream)), self._mapped.copies
                 ),
@@ -275,12 +282,12 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         parameters: dict[str, Any],
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
     ) -> PrefectFutureList[ZfastFuture]:
-        """Submit a task run for each item; what is ``unmapped`` is copied once for all of them."""
+        """Submit a task run for each item; what all of them share is pickled and copied once."""
         self._mapped.copies = {}
         try:
             return super().map(task, parameters, wait_for)
         finally:
-            self._mapped.copies = None
+            self._mapped.copies = self._mapped.shipped = None
 
     def _start(self) -> tuple[Workshop, Shipper]:
         with self._lock:

@@ -6,14 +6,11 @@ Known to be right for Prefect 3.8. With another version every answer is the safe
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 from uuid import UUID
 
-import prefect
 import prefect.flow_engine
 import prefect.task_engine
 import prefect.utilities.engine
@@ -21,8 +18,9 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events.worker import EventsWorker
 from prefect.transactions import BaseTransaction
 
+from zfast.prefect.internals.version import is_known, takes
+
 if TYPE_CHECKING:
-    from queue import Queue
     from types import FrameType
 
     from prefect.blocks.core import Block
@@ -31,21 +29,12 @@ if TYPE_CHECKING:
     from prefect.flows import Flow
     from prefect.serializers import Serializer
 
-KNOWN_VERSION = "3.8."
-#: A service that has given up wakes nobody who waits for it.
-LOOK_AGAIN_S = 0.1
-
 _RECORDS = "prefect._internal.result_records"
 _EMIT = "emit_task_run_state_change_event"
 _REPORT = "_capture_state_report"
 _PERSIST = ("_persist_result_record", "_apersist_result_record")
 _EXISTS = ("_exists", "_aexists")
 _CALL_BLOCK = ("call_explicitly_sync_block_method", "call_explicitly_async_block_method")
-
-
-def is_known() -> bool:
-    """Say whether this Prefect is one whose insides this module was written for."""
-    return prefect.__version__.startswith(KNOWN_VERSION)
 
 
 class Write(NamedTuple):
@@ -164,7 +153,7 @@ def tap_exits() -> bool:
         False if Prefect is not as it was when this was written.
     """
     leave = FlowRunContext.__exit__
-    if not _takes(leave, "self", "_"):
+    if not takes(leave, "self", "_"):
         return False
 
     @functools.wraps(leave)
@@ -220,42 +209,17 @@ def tap_states(
     engines = (prefect.flow_engine.FlowRunEngine, prefect.flow_engine.AsyncFlowRunEngine)
     if not (
         is_known()
-        and _takes(emit, "task_run", "initial_state", "validated_state", "follows")
+        and takes(emit, "task_run", "initial_state", "validated_state", "follows")
         and getattr(prefect.task_engine, _EMIT, None) is emit
-        and _takes(EventsWorker.send, "self", "item")
-        and all(_takes(vars(engine).get("begin_run"), "self") for engine in engines)
-        and all(_takes(getattr(engine, _REPORT, None), "self", "state") for engine in engines)
+        and takes(EventsWorker.send, "self", "item")
+        and all(takes(vars(engine).get("begin_run"), "self") for engine in engines)
+        and all(takes(getattr(engine, _REPORT, None), "self", "state") for engine in engines)
     ):
         return False
     _tap_task_engine(cast("Any", emit), on_task_state)
     _tap_events(on_event)
     for engine in engines:
         _tap_flow_engine(engine, on_flow_state)
-    return True
-
-
-def events_are_forwarded() -> bool:
-    """Whether this is a process pool's child, whose parent sees the events of its runs."""
-    return EventsWorker._client_override is not None
-
-
-def wait_for_events_sent(timeout_s: float) -> bool:
-    """Wait until every event emitted so far was sent to the API; False if that takes too long.
-
-    Prefect's own way waits for ever for a service that could not connect and has given up.
-    """
-    if not is_known():
-        EventsWorker.instance().wait_until_empty()
-        return True
-    service: Any = EventsWorker.instance()
-    events: Queue[Any] = service._queue
-    deadline = time.monotonic() + timeout_s
-    with events.all_tasks_done:
-        while events.unfinished_tasks:
-            left_s = deadline - time.monotonic()
-            if service._stopped or left_s <= 0:
-                return False
-            events.all_tasks_done.wait(min(left_s, LOOK_AGAIN_S))
     return True
 
 
@@ -307,11 +271,3 @@ def _tap_flow_engine(
 
     engine.begin_run = begin_run
     setattr(engine, _REPORT, report_state)
-
-
-def _takes(function: object, *names: str) -> bool:
-    """Whether a function has exactly these parameters, in this order."""
-    try:
-        return tuple(inspect.signature(cast("Any", function)).parameters) == names
-    except (TypeError, ValueError):
-        return False
