@@ -30,7 +30,7 @@ from prefect.types._datetime import DateTime, now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from zfast.prefect import internals
-from zfast.prefect.internals import event_service
+from zfast.prefect.internals import event_service, related_resources
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
@@ -57,6 +57,7 @@ def report_as_worker(notify: Callable[[str, bytes], None]) -> None:
     """In a worker, before its first event: turn this process's API logs into notes to the hub."""
     set_api_log_sink(lambda log: notify(LOG, msgspec.json.encode(log)))
     event_service.take_events_on_the_loop()
+    related_resources.remember_related_resources()
 
 
 def flush_events() -> None:
