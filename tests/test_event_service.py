@@ -1,4 +1,4 @@
-"""How a worker's events get from Prefect's queue to the API: all of them, in order, at once."""
+"""How a worker's events get from Prefect's queue to the API: all of them, and in order."""
 
 from __future__ import annotations
 
@@ -94,6 +94,37 @@ for i in range(500):
     emit(i)
 service.drain()
 assert [i for _, i in sent] == list(range(500))
+"""
+    )
+
+
+def test_what_a_task_run_was_given_is_let_go_of(run_python):
+    run_python(
+        SCRIPT
+        + """
+import contextvars
+import gc
+import time
+import weakref
+
+class Large: pass
+
+given = contextvars.ContextVar("given")
+
+def run():
+    large = Large()
+    given.set(large)
+    emit(1)
+    assert wait_for_events_sent(60)
+    return weakref.ref(large)
+
+emit(0)
+assert wait_for_events_sent(60)
+large = contextvars.copy_context().run(run)
+deadline = time.monotonic() + 30  # the loop may be about to let go of it
+while large() is not None and time.monotonic() < deadline:
+    gc.collect()
+assert large() is None
 """
     )
 

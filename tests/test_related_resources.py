@@ -128,3 +128,38 @@ def test_another_prefect_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefect, "__version__", "3.9.0")
     assert not related_resources.remember_related_resources.__wrapped__()
     assert EventsWorker.attach_related_resources_from_context is attach
+
+
+def test_a_flows_result_is_not_kept(run_python):
+    run_python(
+        """
+import gc
+import weakref
+from prefect import flow, task
+from zfast.prefect.internals import event_service, related_resources
+
+assert related_resources.remember_related_resources()
+assert event_service.take_events_on_the_loop()
+
+class Large: pass
+
+@task
+def small(): pass
+
+@flow
+def make():
+    small()
+    large = Large()
+    made.append(weakref.ref(large))
+    return large
+
+made = []
+small()
+assert event_service.wait_for_events_sent(60)
+for _ in range(2):  # Prefect itself keeps the first one
+    make()
+    assert event_service.wait_for_events_sent(60)
+gc.collect()
+assert made[1]() is None
+"""
+    )

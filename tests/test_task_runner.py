@@ -766,3 +766,46 @@ def test_a_map_of_what_cannot_be_sent_is_known_at_each_future():
         futures = runner.map(locked, {"value": [1, 2]})
         assert [future.state.name for future in futures] == ["Crashed", "Crashed"]
         assert runner.map(identity, {"value": [1, 2]}).result() == [1, 2]
+
+
+@task
+def times_hundred(value: int) -> int:
+    return 100 * value
+
+
+@task
+def summed(values: np.ndarray) -> float:
+    return float(values.sum())
+
+
+@pytest.mark.parametrize("listed", [iter, list])
+def test_a_map_over_what_submits_other_tasks_runs_its_own(listed):
+    with ZfastTaskRunner(max_workers=2, spares=0) as runner:
+        futures = runner.map(
+            times_hundred,
+            {"value": listed(runner.submit(identity, {"value": i}) for i in range(1, 4))},
+            wait_for=(runner.submit(identity, {"value": i}) for i in range(2)),
+        )
+        assert futures.result() == [100, 200, 300]
+
+
+def test_what_changes_while_a_map_is_read_is_taken_as_it_was_then():
+    def changing():
+        for i in range(1, 4):
+            values[:] = i
+            yield runner.submit(summed, {"values": values})
+
+    values = np.zeros(1_000_000)
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
+        assert runner.map(identity, {"value": changing()}).result() == [1e6, 2e6, 3e6]
+
+
+def test_a_subclass_may_submit_other_tasks_from_a_map():
+    class Alternating(ZfastTaskRunner):
+        def submit(self, task, parameters, wait_for=None, dependencies=None):
+            if parameters["value"] % 2:
+                task = times_hundred
+            return super().submit(task, parameters, wait_for, dependencies)
+
+    with Alternating(max_workers=1, spares=0) as runner:
+        assert runner.map(identity, {"value": [1, 2, 3]}).result() == [100, 2, 300]

@@ -143,6 +143,7 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
             )
         state = self._final_state
         if state is not None and state.is_completed() and isinstance(state.data, ResultRecord):
+            self.wait(0)  # raises if the flow run was suspended meanwhile
             return state.data.result  # Prefect would ask another thread's event loop for it
         return super().result(None, raise_on_failure)
 

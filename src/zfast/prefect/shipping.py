@@ -35,14 +35,6 @@ class Shipper:
         # ended is kept, and no id can come again for another.
         self._contexts: dict[tuple[int, ...], tuple[list[weakref.ref[Any]], Blob]] = {}
 
-    def ship(self, task: Task[Any, Any]) -> tuple[Blob, Blob]:
-        """A task's code and the run context, for one task run or those of one ``map``.
-
-        Raises:
-            CodecError: One of them cannot be pickled.
-        """
-        return self.ship_task(task), self.ship_context()
-
     def ship_task(self, task: Task[Any, Any]) -> Blob:
         """A task's code as it is now, with the globals and variables that it closes over.
 

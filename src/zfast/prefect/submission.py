@@ -71,7 +71,7 @@ class Submission:
         self._making.begin(given, self._done)
 
     def _done(self, made: Parcel | WorkerError) -> None:
-        if isinstance(made, Parcel) and self._settle(made, unless_called_back=True):
+        if self._is_settled_here(made):
             return
         try:
             self._workshop.completions.submit(self._complete, made)
@@ -100,6 +100,13 @@ class Submission:
                 self._settle(made)
         except Exception as error:
             self._future.settle(crashed(f"The result was lost: {error}", error))
+
+    def _is_settled_here(self, made: Parcel | WorkerError) -> bool:
+        """Complete the future in this step, if that is quickly done and well."""
+        try:
+            return isinstance(made, Parcel) and self._settle(made, unless_called_back=True)
+        except Exception:
+            return False
 
     def _settle(self, made: Parcel, *, unless_called_back: bool = False) -> bool:
         making = self._making if made.is_remote else None

@@ -46,13 +46,20 @@ if TYPE_CHECKING:
 MAX_COMPLETIONS = 32
 
 
-class _Mapped(threading.local):
-    """What is the same for all the task runs of the ``map`` that a thread is in."""
+class _OneMap(list[PrefectFuture[Any]]):
+    """What the task runs of one ``map`` wait for, with what else they have in common.
 
-    #: What was copied so far; None outside of a ``map``.
-    copies: Copies | None = None
-    #: The task's code and the run context, once they were pickled.
-    shipped: tuple[Blob, Blob] | None = None
+    It goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as those of a
+    generator that Prefect reads there, have no part in it.
+    """
+
+    def __init__(self, task: Task[Any, Any], wait_for: Iterable[PrefectFuture[Any]] | None) -> None:
+        super().__init__(wait_for or ())
+        self.task = task
+        #: Pickled with the first of them.
+        self.code: Blob | None = None
+        #: What was copied so far.
+        self.copies: Copies = {}
 
 
 class ZfastTaskRunner(TaskRunner[ZfastFuture]):
@@ -136,7 +143,6 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._mapped = _Mapped()
         self._hub: Hub | None = None
         self._workshop: Workshop | None = None
         self._vitals: WorkerVitals | None = None
@@ -252,24 +258,26 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         call: Call = {
             "task_run_id": future.task_run_id,
             "parameters": parameters,
-            "wait_for": list(wait_for) if wait_for is not None else None,
+            "wait_for": list(wait_for) if wait_for else None,
             "dependencies": dependencies,
             "tags": TagsContext.get().current_tags,
         }
+        common = wait_for if isinstance(wait_for, _OneMap) and wait_for.task is task else None
         try:
-            code, context = self._mapped.shipped or shipper.ship(task)
-            if self._mapped.copies is not None:
-                self._mapped.shipped = code, context
+            code = (common.code if common is not None else None) or shipper.ship_task(task)
             making = Making(
                 workshop,
                 task,
                 future.task_run_id,
                 code,
-                context,
+                context=shipper.ship_context(),
                 call=workshop.hub.handover.snapshot(
-                    encode(call, persistent_id=make_references(upstream)), self._mapped.copies
+                    encode(call, persistent_id=make_references(upstream)),
+                    common.copies if common is not None else None,
                 ),
             )
+            if common is not None:
+                common.code = code
         except ZfastError as error:
             future.settle(crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error))
             return future
@@ -283,11 +291,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
     ) -> PrefectFutureList[ZfastFuture]:
         """Submit a task run for each item; what all of them share is pickled and copied once."""
-        self._mapped.copies = {}
-        try:
-            return super().map(task, parameters, wait_for)
-        finally:
-            self._mapped.copies = self._mapped.shipped = None
+        return super().map(task, parameters, _OneMap(task, wait_for))
 
     def _start(self) -> tuple[Workshop, Shipper]:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import queue
 import time
@@ -57,7 +58,7 @@ def take_events_on_the_loop() -> bool:
     Returns:
         False if Prefect is not as it was when this was written; then it goes on as it does.
     """
-    by_thread = vars(EventsWorker).get("_main_loop", EventsWorker._main_loop)
+    by_thread = EventsWorker._main_loop
     if not (
         is_known()
         and takes(by_thread, "self")
@@ -89,8 +90,8 @@ def take_events_on_the_loop() -> bool:
 class _Arrivals:
     """What arrives in a service's queue, noticed by the service's event loop.
 
-    Not at once, but when somebody waits for it or after `HOLD_S`: a loop that runs beside a busy
-    thread takes turns with it, which costs more than what it does.
+    Not at once, but when somebody waits for it or after `HOLD_S`: beside a thread that computes,
+    the loop would wait for the interpreter several times for each event.
 
     Args:
         queue: Any thread's to put into.
@@ -104,7 +105,7 @@ class _Arrivals:
         self._is_held = False
         self._timer: asyncio.TimerHandle | None = None
         self._put = queue._put
-        cast("Any", queue)._put = self._put_and_hold
+        cast("Any", queue)._put = self._announce_and_put
 
     async def wait(self) -> None:
         """Wait until it is time to take what is there."""
@@ -112,23 +113,33 @@ class _Arrivals:
         self._due.clear()
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self._is_held = False  # before the queue is looked at: what comes after announces itself
 
     def hurry(self) -> None:
         """Have what is there be taken now. Threads: any."""
         self._call(self._due.set)
 
-    def _put_and_hold(self, item: Any) -> None:
-        self._put(item)
+    def _announce_and_put(self, item: Any) -> None:
+        """In place of the queue's ``_put``: with its mutex, so that the loop looks when it is done.
+
+        The item is put last: an interrupt of the task, such as its time-out, may hit any line.
+        """
         if item is None:  # the service's end
             self.hurry()
         elif not self._is_held:
-            self._is_held = True
-            self._call(self._hold)
+            try:
+                self._is_held = True
+                self._call(self._hold)
+            except BaseException:
+                self._is_held = False
+                raise
+        self._put(item)
 
     def _hold(self) -> None:
         self._timer = self._loop.call_later(HOLD_S, self._due.set)
 
     def _call(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed: so was the service
-            self._loop.call_soon_threadsafe(callback)
+            # Not in this thread's context, which leads to what its task run was given.
+            self._loop.call_soon_threadsafe(callback, context=contextvars.Context())

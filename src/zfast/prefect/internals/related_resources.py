@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -25,7 +26,8 @@ class _Remembered(NamedTuple):
     An event may be related to ``n_at_most``.
     """
 
-    flow_run: FlowRun
+    #: Weak: it comes to have its flow's result.
+    flow_run: weakref.ref[FlowRun]
     resources: list[RelatedResource]
     tags: list[RelatedResource]
     n_at_most: int
@@ -53,11 +55,11 @@ def remember_related_resources() -> bool:
         if flow_run is None or _LINEAGE in event.resource:
             return await attach(self, event)
         remembered: _Remembered | None = getattr(self, "_zfast_remembered", None)
-        if remembered is None or remembered.flow_run is not flow_run:
+        if remembered is None or remembered.flow_run() is not flow_run:
             remembered = await _look_up(self, flow_run)
             self._zfast_remembered = remembered
         involved = {resource.id for resource in event.involved_resources}
-        if _adds_to(remembered, involved):
+        if not _is_all(remembered, event, involved):
             return await attach(self, event)
         event.related += remembered.resources
         event.related += [tag for tag in remembered.tags if tag.id not in involved]
@@ -75,27 +77,23 @@ async def _look_up(service: Any, flow_run: FlowRun) -> _Remembered:
     finally:
         variable.reset(token)
     return _Remembered(
-        flow_run,
+        weakref.ref(flow_run),
         [each for each in resources if each.role != "tag"],
         [each for each in resources if each.role == "tag"],
         get_current_settings().server.events.maximum_related_resources,
     )
 
 
-def _adds_to(remembered: _Remembered, involved: set[str]) -> bool:
-    """Whether an event of these resources gets another list than what is remembered.
+def _is_all(remembered: _Remembered, event: Event, involved: set[str]) -> bool:
+    """Whether what is remembered is what Prefect would add to an event of these resources.
 
-    So if its task run is none of them; if that has a tag of its own; if a resource that is
-    remembered is one of them, whose tags do not count then; if some are too many.
+    Not if its task run is none of them; if a resource that is remembered is one of them, whose
+    tags do not count then; if it comes to more than there may be.
     """
-    n_related = len(involved) + len(remembered.resources) + len(remembered.tags)
-    if n_related > remembered.n_at_most:
-        return True
-    if any(resource.id in involved for resource in remembered.resources):
-        return True
+    n_related = len(event.related) + len(remembered.resources) + len(remembered.tags)
     context = TaskRunContext.get()
-    if context is None:
-        return False
-    needed = {f"prefect.tag.{tag}" for tag in context.task_run.tags}
-    needed -= {tag.id for tag in remembered.tags}
-    return not involved >= needed | {f"prefect.task-run.{context.task_run.id}"}
+    return (
+        n_related <= remembered.n_at_most
+        and not any(resource.id in involved for resource in remembered.resources)
+        and (context is None or f"prefect.task-run.{context.task_run.id}" in involved)
+    )
