@@ -1,20 +1,22 @@
-"""What a worker is given once: a task's code, a flow run's context, its environment."""
+"""What many task runs share: a task's code, a flow run's context, a worker's environment."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, serialize_context
+from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
 from zfast.runner.foreman import installed_version
 from zfast.runner.job import Blob
 from zfast.runner.worker_handle import MAX_BLOBS
+from zfast.sharing.handover import Copies
 
 #: What workers of another host must have in the same version; of Python the minor one.
 SHARED_PACKAGES = ("python", "zfast", "prefect", "cloudpickle")
@@ -23,6 +25,22 @@ MAX_CONTEXTS = 8
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
+
+
+class OneMap(list[PrefectFuture[Any]]):
+    """What the task runs of one ``map`` wait for, with what else they have in common.
+
+    It goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as those of a
+    generator that Prefect reads there, have no part in it.
+    """
+
+    def __init__(self, task: Task[Any, Any], wait_for: Iterable[PrefectFuture[Any]] | None) -> None:
+        super().__init__(wait_for or ())
+        self.task = task
+        #: Pickled with the first of them.
+        self.code: Blob | None = None
+        #: What was copied so far.
+        self.copies: Copies = {}
 
 
 class Shipper:

@@ -23,16 +23,14 @@ from zfast.prefect.making import Making
 from zfast.prefect.references import make_references
 from zfast.prefect.reporting import Reporter
 from zfast.prefect.runner_settings import make_policy, make_remote
-from zfast.prefect.shipping import Shipper, child_environment, shared_versions
+from zfast.prefect.shipping import OneMap, Shipper, child_environment, shared_versions
 from zfast.prefect.state_tap import process_tap
 from zfast.prefect.submission import Submission
 from zfast.prefect.worker_vitals import WorkerVitals
 from zfast.prefect.workshop import Workshop
 from zfast.runner.hub import Hub
-from zfast.runner.job import Blob
 from zfast.runner.policy import check_whole_number
 from zfast.security.server_security import ServerSecurity
-from zfast.sharing.handover import Copies
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
@@ -44,22 +42,6 @@ if TYPE_CHECKING:
 
 #: Futures that can be ending at one time; more than one waits only for a callback that blocks.
 MAX_COMPLETIONS = 32
-
-
-class _OneMap(list[PrefectFuture[Any]]):
-    """What the task runs of one ``map`` wait for, with what else they have in common.
-
-    It goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as those of a
-    generator that Prefect reads there, have no part in it.
-    """
-
-    def __init__(self, task: Task[Any, Any], wait_for: Iterable[PrefectFuture[Any]] | None) -> None:
-        super().__init__(wait_for or ())
-        self.task = task
-        #: Pickled with the first of them.
-        self.code: Blob | None = None
-        #: What was copied so far.
-        self.copies: Copies = {}
 
 
 class ZfastTaskRunner(TaskRunner[ZfastFuture]):
@@ -262,7 +244,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             "dependencies": dependencies,
             "tags": TagsContext.get().current_tags,
         }
-        common = wait_for if isinstance(wait_for, _OneMap) and wait_for.task is task else None
+        common = wait_for if isinstance(wait_for, OneMap) and wait_for.task is task else None
         try:
             code = (common.code if common is not None else None) or shipper.ship_task(task)
             making = Making(
@@ -291,7 +273,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
     ) -> PrefectFutureList[ZfastFuture]:
         """Submit a task run for each item; what all of them share is pickled and copied once."""
-        return super().map(task, parameters, _OneMap(task, wait_for))
+        return super().map(task, parameters, OneMap(task, wait_for))
 
     def _start(self) -> tuple[Workshop, Shipper]:
         with self._lock:
