@@ -22,7 +22,7 @@ START_TIMEOUT_S = 90.0
 DRAIN_TIMEOUT_S = 90.0
 #: An idle server counts task runs faster than this.
 IDLE_ANSWER_S = 0.05
-#: It is idle once it says the same so often. It records states in batches, one a second.
+#: It is idle once it says the same so often. What is left of a batch may come 5 s later.
 LOOK_EVERY_S, IDLE_LOOKS = 0.25, 10
 
 
@@ -62,7 +62,7 @@ class PrefectServer:
     def __enter__(self) -> Self:
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            while self._count_ended() is None:
+            while self._count_completed() is None:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the Prefect server did not start")
                 time.sleep(0.2)
@@ -80,15 +80,15 @@ class PrefectServer:
         self.close()
 
     def drain(self) -> None:
-        """Wait until it has worked off what was sent to it: no more task runs come to an end."""
+        """Wait until it has worked off what was sent to it: no more task runs are completed."""
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        n_ended, n_same = None, 0
+        n_before, n_same = None, 0
         while n_same < IDLE_LOOKS and time.monotonic() < deadline:
             start = time.monotonic()
-            now_ended = self._count_ended()
-            is_quick = time.monotonic() - start < IDLE_ANSWER_S
-            n_same = n_same + 1 if is_quick and now_ended == n_ended is not None else 0
-            n_ended = now_ended
+            n_now = self._count_completed()
+            is_quick = n_now is not None and time.monotonic() - start < IDLE_ANSWER_S
+            n_same = n_same + 1 if is_quick and n_now == n_before else 0
+            n_before = n_now
             time.sleep(LOOK_EVERY_S)
 
     def close(self) -> None:
@@ -101,8 +101,8 @@ class PrefectServer:
             self._process.wait()
         stop_group(self._process.pid)
 
-    def _count_ended(self) -> int | None:
-        """How many task runs have ended as far as it knows; None if it does not answer."""
+    def _count_completed(self) -> int | None:
+        """How many task runs it knows as completed; None if it does not answer."""
         # A query, not the health check: the database is what falls behind.
         request = urllib.request.Request(
             f"{self.url}/task_runs/count",

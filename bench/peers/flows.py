@@ -11,11 +11,12 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events.worker import EventsWorker
 
+from bench.peers.tasks import WORKERS
+
 COLUMNS = 10
 MAKERS = 4
 #: Each worker has imported what it needs before the time counts.
 WARMUP_TASKS = 8
-WORKERS = 2
 
 
 @task

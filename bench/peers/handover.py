@@ -15,10 +15,10 @@ from prefect import flow, task
 from prefect.context import FlowRunContext
 
 from bench.peers.handover_frames import MAKE, read_all
+from bench.peers.tasks import WORKERS
 
 #: The chain without a payload to speak of.
 BASE_NBYTES = 800
-WORKERS = 2
 MEET_TIMEOUT_S = 60.0
 
 Chain = Callable[[str, int], "dict[str, float]"]

@@ -54,7 +54,9 @@ _END, _WAIT = 0, 1
 
 
 def report_as_worker(notify: Callable[[str, bytes], None]) -> None:
-    """In a worker, before its first event: turn this process's API logs into notes to the hub."""
+    """In a worker, before its first event: turn API logs into notes to the hub, and have events
+    go to the API at little cost.
+    """
     set_api_log_sink(lambda log: notify(LOG, msgspec.json.encode(log)))
     event_service.take_events_on_the_loop()
     related_resources.remember_related_resources()

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class OneMap(list[PrefectFuture[Any]]):
-    """What the task runs of one ``map`` wait for, with what else they have in common.
+    """What the task runs of one ``map``, or one alone, wait for, and what else they share.
 
-    It goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as those of a
-    generator that Prefect reads there, have no part in it.
+    That of a map goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as
+    those of a generator that Prefect reads there, have no part in it.
     """
 
     def __init__(self, task: Task[Any, Any], wait_for: Iterable[PrefectFuture[Any]] | None) -> None:
-        super().__init__(wait_for or ())
+        super().__init__(() if wait_for is None else wait_for)
         self.task = task
         #: Pickled with the first of them.
         self.code: Blob | None = None

@@ -237,29 +237,29 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         workshop, shipper = self._start()
         future = ZfastFuture(uuid7())
         upstream: list[PrefectFuture[Any]] = []
+        if isinstance(wait_for, OneMap) and wait_for.task is task:
+            common = wait_for
+        else:
+            common = OneMap(task, wait_for)
         call: Call = {
             "task_run_id": future.task_run_id,
             "parameters": parameters,
-            "wait_for": list(wait_for) if wait_for else None,
+            "wait_for": list(common) or None,
             "dependencies": dependencies,
             "tags": TagsContext.get().current_tags,
         }
-        common = wait_for if isinstance(wait_for, OneMap) and wait_for.task is task else None
         try:
-            code = (common.code if common is not None else None) or shipper.ship_task(task)
+            common.code = common.code or shipper.ship_task(task)
             making = Making(
                 workshop,
                 task,
                 future.task_run_id,
-                code,
+                common.code,
                 context=shipper.ship_context(),
                 call=workshop.hub.handover.snapshot(
-                    encode(call, persistent_id=make_references(upstream)),
-                    common.copies if common is not None else None,
+                    encode(call, persistent_id=make_references(upstream)), common.copies
                 ),
             )
-            if common is not None:
-                common.code = code
         except ZfastError as error:
             future.settle(crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error))
             return future
