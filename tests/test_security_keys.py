@@ -40,10 +40,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFolder:
     return KeyFolder(tmp_path / "keys")
 
 
-def zfast(*arguments: str) -> subprocess.CompletedProcess[str]:
+def zfast(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     code = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=50,
@@ -555,10 +556,29 @@ def test_the_command_line_tells_every_role_and_takes_no_files_word_for_a_name(fo
     assert json.loads(done.stdout)["roles"] == {"prod": "Worker", "staging": "Viewer"}
 
 
+def test_a_key_that_begins_with_a_hyphen_is_a_key_and_no_option(folder):
+    pair = KeyPair.generate()
+    while not (key := pair.public.z85).startswith("-") or key.startswith(("-e", "-h")):
+        pair = KeyPair.generate()
+    for arguments in (
+        ("keys", "authorize", key, "--name", "w", "--role", "Viewer", "-e", "prod"),
+        ("keys", "show", key),
+        ("token", "check", "--key", key, "-e", "prod"),
+        ("keys", "revoke", key),
+    ):
+        done = zfast(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert set(folder.revoked()) == {key}
+    done = zfast("keys", "authorize", "--rol", "Viewer", str(folder.path / "w.pub"))
+    assert done.returncode != 0
+    assert "--rol" in done.stderr or "Viewer" in done.stderr
+
+
 def test_the_command_line_lists_shows_and_explains(folder):
     made = json.loads(zfast("keys", "new", "server", "-e", "prod", "--json").stdout)
     pair = KeyPair.generate()
-    zfast("keys", "authorize", pair.public.z85, "--name", "w", "--role", "Viewer", "-e", "prod")
+    key = pair.public.z85
+    zfast("keys", "authorize", "--name", "w", "--role", "Viewer", "-e", "prod", "--", key)
     listed = json.loads(zfast("keys", "list", "--json").stdout)
     assert {(row["kind"], row["name"]) for row in listed} == {
         ("own", "server"),

@@ -583,6 +583,8 @@ def test_the_command_line_explains_a_token_of_the_issuer(oidc_folder, tmp_path, 
         answer = json.loads(done.stdout)
         assert answer["role"] == "Worker"
         assert [step["matched"] for step in answer["steps"]] == [False, False, True]
+        piped = zfast("token", "check", "-", "-e", "prod", "--json", stdin=token + "\n")
+        assert json.loads(piped.stdout) == answer
         forged = zfast("token", "check", token[:-6] + "AAAAAA", "-e", "prod")
         assert forged.returncode == 1
         assert "Signature verification failed" in forged.stderr

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
 Folder = Annotated[Path | None, Parameter(show_default=False)]
+#: What names a key. One may begin with a hyphen, and so may its fingerprint.
+KeyName = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 

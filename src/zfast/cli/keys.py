@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from zfast.cli.key_options import Environment, Flag, Folder, open_keys
+from zfast.cli.key_options import Environment, Flag, Folder, KeyName, open_keys
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def list_(*, folder: Folder = None, json: Flag = False) -> None:
 
 @app.command
 def show(
-    what: str = "server",
+    what: KeyName = "server",
     /,
     *,
     environment: Environment = None,
@@ -140,7 +140,7 @@ def show(
 
 @app.command
 def authorize(
-    key: str,
+    key: KeyName,
     /,
     *,
     role: RoleName | None = None,
@@ -280,7 +280,7 @@ def rotate(
 
 
 @app.command
-def revoke(key: str, /, *, folder: Folder = None, json: Flag = False) -> None:
+def revoke(key: KeyName, /, *, folder: Folder = None, json: Flag = False) -> None:
     """Let a key in no more: running servers cut its connections within a second.
 
     Parameters

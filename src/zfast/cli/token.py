@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from zfast.cli.key_options import Environment, Flag, Folder, settings_of
+from zfast.cli.key_options import Environment, Flag, Folder, KeyName, settings_of
 from zfast.errors import AccessDeniedError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ app = App(
 
 @app.command
 def check(
-    token: str | None = None,
+    token: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     /,
     *,
-    key: str | None = None,
+    key: KeyName | None = None,
     environment: Environment = None,
     folder: Folder = None,
     json: Flag = False,
