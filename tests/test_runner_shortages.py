@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import cloudpickle
 import numpy as np
@@ -18,13 +19,13 @@ import zmq
 from foremen import TESTS, gone, joined, worker_pids
 from hub_jobs import no_descriptors, settled, simple, wait_for_file
 from zfast.errors import ProtocolError
-from zfast.runner import crew, remote_hosts
+from zfast.runner import failed_starts, remote_hosts
+from zfast.runner.failed_starts import MAX_PAUSE_S, FailedStarts
 from zfast.runner.foreman import Foreman
 from zfast.runner.hub_line import HubAddress
 from zfast.runner.last_words import StandardErrors
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.pool import WorkerPool
-from zfast.runner.staffing import MAX_PAUSE_S, pause_s
 from zfast.runner.status_client import ask_all
 from zfast.runner.worker_process import WorkerProcess
 
@@ -61,7 +62,12 @@ def test_what_could_not_be_had_may_be_had_later(start_remote, foremen, monkeypat
 
 
 def test_the_pause_after_failed_starts_has_an_end():
-    assert pause_s(1) < pause_s(2) < pause_s(100_000) == MAX_PAUSE_S
+    failed, pauses_s = FailedStarts(), []
+    for n in (0, 1, 100_000):
+        failed.n = n
+        failed.add()
+        pauses_s.append(failed.next_start - time.monotonic())
+    assert 0 < pauses_s[0] < pauses_s[1] < pauses_s[2] <= MAX_PAUSE_S
 
 
 def test_a_foreman_with_a_worker_that_cannot_be_started_keeps_the_others(
@@ -70,7 +76,7 @@ def test_a_foreman_with_a_worker_that_cannot_be_started_keeps_the_others(
     def one_licence(path):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
 
-    monkeypatch.setattr(crew, "MAX_FAILURES", 1)
+    monkeypatch.setattr(failed_starts, "MAX_FAILURES", 1)
     licence = str(tmp_path / "licence")
     jobs = start_remote(
         initializer=cloudpickle.dumps((one_licence, (licence,))),

@@ -74,7 +74,7 @@ def parse_endpoint(url: str, *, insecure: bool = False, guarded: bool = False) -
     if scheme == "tcp":
         _check_tcp(url, address)
         if not guarded:
-            _check_unguarded(url, address, insecure)
+            _check_unguarded(url, insecure)
     return Endpoint(scheme, address)
 
 
@@ -111,9 +111,15 @@ def is_served(endpoint: Endpoint) -> bool:
         return probe.connect_ex(endpoint.address) == 0
 
 
+def host_and_port(url: str) -> tuple[str, str]:
+    """The two halves of ``tcp://host:port``; the host of an IPv6 address keeps its brackets."""
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    return host, port
+
+
 def as_told_to_others(bound: str) -> str:
     """What another host connects to for an endpoint that is bound here."""
-    host, _, port = bound.removeprefix("tcp://").rpartition(":")
+    host, port = host_and_port(bound)
     return f"tcp://{socket.gethostname()}:{port}" if host in EVERY_ADDRESS else bound
 
 
@@ -137,14 +143,14 @@ def _check_tcp(url: str, address: str) -> None:
         raise ConfigError(f"{url!r} is not tcp://host:port", hint="give both host and port")
 
 
-def _check_unguarded(url: str, address: str, insecure: bool) -> None:
+def _check_unguarded(url: str, insecure: bool) -> None:
     if not insecure:
         raise ConfigError(
             f"{url!r} would be open to anyone who can reach it: tcp takes keys",
             hint="make them with 'zfast keys new server' and pass security=ServerSecurity.load(); "
             "or use ipc://, or insecure=True for a loopback address",
         )
-    if not is_loopback(address.rpartition(":")[0]):
+    if not is_loopback(host_and_port(url)[0]):
         raise ConfigError(
             f"{url!r} is not a loopback address, and insecure=True is for loopback only",
             hint="make keys with 'zfast keys new server', or use 127.0.0.1 or ipc://",

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from zfast.addresses import host_and_port
 from zfast.errors import TransportError
 
 
@@ -34,7 +35,7 @@ def choose_family(opened: zmq.Socket[bytes], url: str) -> None:
 
     A name that is not known yet counts as one of an IPv4 address.
     """
-    host = url.removeprefix("tcp://").rpartition(":")[0]
+    host, _ = host_and_port(url)
     if not url.startswith("tcp://") or host == "*":
         return
     try:

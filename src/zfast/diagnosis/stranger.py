@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Iterator
 
-from zfast.addresses import parse_endpoint
+from zfast.addresses import host_and_port, parse_endpoint
 from zfast.diagnosis.finding import Finding, Level
 from zfast.errors import HandshakeError
 from zfast.security.client_security import ClientSecurity, find_server_key
@@ -33,7 +33,7 @@ def check_endpoint(
     Raises:
         ConfigError: It is no tcp endpoint.
     """
-    host, _, port = parse_endpoint(url, guarded=True).address.rpartition(":")
+    host, port = host_and_port(str(parse_endpoint(url, guarded=True)))
     try:
         mechanism = announced_mechanism(host.strip("[]"), int(port))
     except OSError as error:

@@ -13,6 +13,7 @@ from zfast.errors import ArenaError, ProtocolError, WorkerStartError
 from zfast.runner.control import Buffers, ControlMessage
 from zfast.runner.data_endpoint import DataEndpoint
 from zfast.runner.deliveries import Deliveries
+from zfast.runner.failed_starts import FailedStarts
 from zfast.runner.host_data import HostData
 from zfast.runner.hub_socket import HubSocket
 from zfast.runner.policy import Policy
@@ -32,7 +33,6 @@ from zfast.runner.protocol import (
 from zfast.runner.remote_protocol import Died, End, Relayed, Retire, Started, Welcome
 from zfast.runner.runtime_folder import FOREMAN, RuntimeFolder
 from zfast.runner.session import Session
-from zfast.runner.staffing import MAX_FAILURES, MAX_FIRST_FAILURES, pause_s
 from zfast.runner.vitals import LOOKS_PER_LEASE
 from zfast.runner.worker_handle import STOP_GRACE_S
 from zfast.runner.worker_process import WorkerConfig, WorkerProcess
@@ -104,18 +104,14 @@ class Crew:
             raise
         self._deliveries = Deliveries(self._socket, self._data, self._give_back)
         self._told_leaving: set[bytes] = set()
-        self._failures = 0
-        self._was_ready = False
-        self._start_again_at = 0.0
+        self._failed_starts = FailedStarts(n_workers)
         self._leaving = False
         self._retired = False
 
     @property
     def next_turn(self) -> float:
         """When ``turn`` must be called at the latest, by the monotonic clock."""
-        now = time.monotonic()
-        again = self._start_again_at if self._start_again_at > now else float("inf")
-        return min(self._pool.next_look, again, self._data.next_turn)
+        return min(self._pool.next_look, self._failed_starts.next_start, self._data.next_turn)
 
     @property
     def is_gone(self) -> bool:
@@ -160,7 +156,7 @@ class Crew:
                 self._pass_on(worker.routing_id, *HUB_MESSAGES.encode(Leaving()), [])
                 if not worker.ready:
                     worker.kill()
-        if not leaving and time.monotonic() >= self._start_again_at:
+        if not leaving and time.monotonic() >= self._failed_starts.again_at:
             self._start_missing()
         if leaving and not self._pool and not self._retired:
             self._retired = True
@@ -197,7 +193,7 @@ class Crew:
             return
         if kind == HUB_MESSAGES.kinds[Ready]:
             self._pool.now_ready(worker)
-            self._failures, self._was_ready = 0, True
+            self._failed_starts.end()
         try:
             self._take_from_worker(name, kind, body, buffers)
         except ProtocolError as error:
@@ -245,10 +241,8 @@ class Crew:
             self._failed(f"a worker {worker.cause_of_death} before it was ready{words}")
 
     def _failed(self, message: str) -> None:
-        self._failures += 1
-        self._start_again_at = time.monotonic() + pause_s(self._failures)
-        most = MAX_FAILURES if self._was_ready else MAX_FIRST_FAILURES
-        if self._failures < most * self._n_workers:
+        self._failed_starts.add()
+        if not self._failed_starts.too_many:
             return
         error = WorkerStartError(message, hint="can this host import what the flow needs?")
         if not any(worker.ready for worker in self._pool):

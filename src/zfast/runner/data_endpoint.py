@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from zfast.addresses import EVERY_ADDRESS, is_loopback, parse_endpoint
+from zfast.addresses import EVERY_ADDRESS, host_and_port, is_loopback, parse_endpoint
 from zfast.errors import ConfigError, TransportError
 from zfast.ip_family import resolve
 from zfast.security.curve_keys import KeyPair
@@ -65,7 +65,7 @@ class DataEndpoint:
                 IPv4 alone, and the hub is reached over IPv6.
             TransportError: This host's address cannot be found out.
         """
-        host, _, port = bound.removeprefix("tcp://").rpartition(":")
+        host, port = host_and_port(bound)
         if bound.startswith("ipc:"):
             return bound
         if host in EVERY_ADDRESS:
@@ -84,7 +84,7 @@ class DataEndpoint:
 
     def _own_address(self) -> str:
         """The address of this host's that packets to the hub come from, as a url has it."""
-        host, _, port = self.hub_url.removeprefix("tcp://").rpartition(":")
+        host, port = host_and_port(self.hub_url)
         try:
             family, address = resolve(host, int(port))
             with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from zfast.addresses import is_loopback, parse_endpoint
+from zfast.addresses import host_and_port, is_loopback, parse_endpoint
 from zfast.errors import ConfigError, ProtocolError
 from zfast.runner.remote_protocol import Peer, Peers, Serving, peer_id_of
 from zfast.runner.remote_worker import RemoteHost
@@ -84,5 +84,5 @@ class HostPeers:
 
     def _stays_on_machine(self, host: RemoteHost) -> bool:
         """Whether no other machine reaches a host's data endpoint: to each it would be its own."""
-        scheme, _, address = self._serving[host].endpoint.partition("://")
-        return scheme == "ipc" or is_loopback(address.rpartition(":")[0])
+        url = self._serving[host].endpoint
+        return url.startswith("ipc:") or is_loopback(host_and_port(url)[0])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import zmq
 
 from zfast import _core
-from zfast.addresses import EVERY_ADDRESS, is_served, parse_endpoint
+from zfast.addresses import EVERY_ADDRESS, host_and_port, is_served, parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import ConfigError, ProtocolError, TransportError, WorkerError
@@ -70,7 +70,7 @@ class HubAddress:
         endpoint = parse_endpoint(self.url, insecure=self.insecure, guarded=guarded)
         if endpoint.scheme == "inproc":
             raise ConfigError(f"{endpoint} reaches no other process", hint="use tcp://host:port")
-        if endpoint.scheme == "tcp" and endpoint.address.rpartition(":")[0] in EVERY_ADDRESS:
+        if endpoint.scheme == "tcp" and host_and_port(self.url)[0] in EVERY_ADDRESS:
             raise ConfigError(
                 f"{endpoint} says where to listen, and not which host to connect to",
                 hint="give the name or the address of the flow's host",
@@ -109,7 +109,7 @@ class HubAddress:
 
     def is_deserted(self) -> bool:
         """Whether the hub's host says that nobody listens there."""
-        host, _, port = self.url.removeprefix("tcp://").rpartition(":")
+        host, port = host_and_port(self.url)
         if not self.url.startswith("tcp:"):
             return not is_served(parse_endpoint(self.url))
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from zfast.errors import WorkerDiedError, WorkerStartError
 from zfast.runner.dispatcher import Dispatcher
+from zfast.runner.failed_starts import FailedStarts
 from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
 from zfast.runner.pool import WorkerPool
@@ -16,19 +17,6 @@ from zfast.runner.worker_handle import WorkerHandle
 from zfast.runner.worker_process import WorkerProcess
 
 logger = logging.getLogger("zfast.runner")
-
-#: The hub gives up when so many workers in a row died before they began a job: none ever could.
-MAX_FIRST_FAILURES = 3
-#: The same once a worker has ended a job: workers can be had, and something keeps killing them.
-MAX_FAILURES = 10
-#: After such a failure the next start waits so long, and twice as long each time.
-FIRST_PAUSE_S = 0.1
-MAX_PAUSE_S = 10.0
-
-
-def pause_s(n_failures: int) -> float:
-    """How long to wait after so many failed starts in a row."""
-    return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(n_failures - 1, 10))
 
 
 class Staffing:
@@ -58,10 +46,7 @@ class Staffing:
         self._desk = desk
         self._remote = remote
         self._open_sockets = open_sockets
-        self._failures = 0
-        self._first_failure_at = 0.0
-        self._was_useful = False
-        self._start_again_at = 0.0
+        self._failed_starts = FailedStarts()
         self.broken: WorkerStartError | None = None
 
     @property
@@ -72,8 +57,7 @@ class Staffing:
     @property
     def next_start(self) -> float:
         """When ``start_missing`` must be called at the latest, by the monotonic clock."""
-        now = time.monotonic()
-        return self._start_again_at if self._start_again_at > now else float("inf")
+        return self._failed_starts.next_start
 
     def worker_is_ready(self) -> None:
         """There is one, also where none could be had before."""
@@ -81,8 +65,7 @@ class Staffing:
 
     def worker_was_useful(self) -> None:
         """A worker has ended a job: workers can be started and can work."""
-        self._failures = 0
-        self._was_useful = True
+        self._failed_starts.end()
 
     def start_missing(self, *, closing: bool) -> None:
         """Start as many workers as the jobs need; when closing, only for jobs without any."""
@@ -100,7 +83,7 @@ class Staffing:
             )
         # What workers of other hosts can run needs none here.
         n_missing = self._pool.resize(max(0, n_jobs - sum(w.available for w in self._remote or ())))
-        if time.monotonic() < self._start_again_at:
+        if time.monotonic() < self._failed_starts.again_at:
             return
         try:
             for _ in range(n_missing):
@@ -134,8 +117,8 @@ class Staffing:
             return
         words = worker.words
         self._failed(
-            f"{self._failures + 1} worker processes in a row ended before they were ready for a "
-            f"job; the last {worker.cause_of_death}"
+            f"{self._failed_starts.n + 1} worker processes in a row ended before they were ready "
+            f"for a job; the last {worker.cause_of_death}"
             + (f"; its standard error ends with:\n{words}\n" if words else ""),
             hint="can the workers import what the flow needs?",
         )
@@ -144,17 +127,16 @@ class Staffing:
     def _may_be_ready_soon(self) -> bool:
         """Whether others are still being started, since before the first of them failed."""
         return any(
-            not worker.ready and not worker.leaving and worker.last_used < self._first_failure_at
+            not worker.ready
+            and not worker.leaving
+            and worker.last_used < self._failed_starts.first_at
             for worker in self._pool
         )
 
     def _failed(self, message: str, hint: str | None = None) -> None:
         """A worker could not be started: wait a little before the next, or give up."""
-        self._failures += 1
-        if self._failures == 1:
-            self._first_failure_at = time.monotonic()
-        self._start_again_at = time.monotonic() + pause_s(self._failures)
-        if self._failures < (MAX_FAILURES if self._was_useful else MAX_FIRST_FAILURES):
+        self._failed_starts.add()
+        if not self._failed_starts.too_many:
             return
         error = WorkerStartError(message, hint=hint)
         if any(worker.available for worker in self.workers) or self._may_be_ready_soon:

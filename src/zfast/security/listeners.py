@@ -18,7 +18,7 @@ from errno import EADDRINUSE
 
 import zmq
 
-from zfast.addresses import Endpoint
+from zfast.addresses import Endpoint, host_and_port
 from zfast.errors import ConfigError, TransportError
 from zfast.ip_family import resolve
 from zfast.security.connections import is_open
@@ -68,7 +68,7 @@ class Listeners:
             ConfigError: The host is unknown here.
             TransportError: It cannot be bound; ``errno`` says why.
         """
-        host, _, port = endpoint.address.rpartition(":")
+        host, port = host_and_port(str(endpoint))
         host = "0.0.0.0" if host == "*" else host
         try:
             self._family, address = resolve(host, 0 if port == "*" else int(port))
