@@ -83,6 +83,28 @@ def test_a_result_stays_where_it_was_made(hub_jobs):
         array.flags.writeable = True
 
 
+def scratch(argument, _):
+    """Arrays that each job writes into, and returns."""
+    value, n, size = argument
+    arrays = vars(np).setdefault(f"scratch_{n}_{size}", [np.zeros(size) for _ in range(n)])
+    for array in arrays:
+        array[:] = value
+    return arrays
+
+
+@pytest.mark.parametrize("copied", ["copied", "shared"])
+@pytest.mark.parametrize(("n", "size"), [(1, 1_000), (1, 8_000), (1, 9_000), (60, 5_000)])
+def test_what_a_job_returned_is_not_what_the_next_one_makes_of_it(
+    hub_jobs, monkeypatch, n, size, copied
+):
+    if copied == "copied":
+        monkeypatch.setattr("zfast.sharing.exchange.is_supported", lambda: False)
+    jobs = hub_jobs(max_workers=1)
+    outcomes = [jobs.submit(scratch, (i, n, size)) for i in range(100)]
+    values = [{float(x) for array in jobs.value(each) for x in array} for each in outcomes]
+    assert values == [{float(i)} for i in range(100)]
+
+
 def test_it_is_read_by_another_worker_and_by_its_own(hub_jobs):
     jobs = hub_jobs()
     result = parcel(jobs.submit(ones, N))

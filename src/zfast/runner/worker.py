@@ -156,9 +156,9 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int
         told = map(_sendable, (type(error).__name__, message, traceback.format_exc()))
         connection.post(Failed(order.attempt, *told))
         return 0
+    # The next job may change what this one returned: the buffers must be out, or copied, by then.
     if any(len(buffer) >= _core.INLINE_MAX_NBYTES for buffer in buffers):
-        # The next job may change what this one returned: the buffers must be out by then.
         connection.post_and_wait(done, buffers)
     else:
-        connection.post(done, buffers)
+        connection.post(done, [bytes(buffer) for buffer in buffers])
     return sum(descriptor.nbytes for descriptor in done.shared if descriptor is not None)
