@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -14,6 +16,7 @@ from zfast.codec import decode
 from zfast.errors import WorkerDiedError, WorkerStartError
 from zfast.runner import pool
 from zfast.runner.job import JobFailedError
+from zfast.security.held_secrets import environment_for_children
 
 LEASE_S = 0.8
 
@@ -237,8 +240,72 @@ def test_workers_that_die_at_their_start_fail_the_runner_with_their_words(start_
     for outcome in outcomes:
         with pytest.raises(WorkerStartError, match="no licence"):
             jobs.value(outcome)
-    with pytest.raises(WorkerStartError, match=r"[34] worker processes in a row"):
+    with pytest.raises(WorkerStartError, match=r"[3-5] worker processes in a row"):
         jobs.run(lambda *_: None)
+
+
+def licensed(path):
+    if not os.path.exists(path):
+        raise RuntimeError("no licence")
+
+
+def test_workers_are_tried_again_when_a_job_comes_later(start_hub, tmp_path):
+    licence = tmp_path / "licence"
+    jobs = start_hub(
+        max_workers=1, spares=0, initializer=encode_initializer(licensed, str(licence))
+    )
+    with pytest.raises(WorkerStartError, match="no licence"):
+        jobs.run(lambda *_: None)
+    licence.touch()
+
+    def ran():
+        with contextlib.suppress(WorkerStartError):
+            return jobs.run(lambda *_: "ran")
+
+    assert settled(ran) == "ran"
+
+
+def test_every_worker_has_the_variables_and_the_folder_of_the_first(
+    start_hub, monkeypatch, tmp_path
+):
+    def surroundings(*_):
+        return os.getpid(), os.environ.get("ZFAST_ONCE"), os.getcwd()
+
+    first, then = tmp_path / "first", tmp_path / "then"
+    for folder in (first, then):
+        folder.mkdir()
+    monkeypatch.chdir(first)
+    monkeypatch.setenv("ZFAST_ONCE", "first")
+    jobs = start_hub(max_workers=1, spares=0, max_tasks_per_worker=1)
+    before = jobs.run(surroundings)
+    monkeypatch.chdir(then)
+    monkeypatch.setenv("ZFAST_ONCE", "then")
+    after = jobs.run(surroundings)
+    assert before[0] != after[0]
+    assert before[1:] == after[1:] == ("first", str(first))
+    first.rmdir()
+    assert jobs.run(surroundings)[2] == str(then)
+
+
+def test_variables_may_come_and_go_while_workers_are_started(start_hub):
+    ended = threading.Event()
+
+    def come_and_go():
+        while not ended.is_set():
+            for i in range(200):
+                os.environ[f"ZFAST_COMES_{i}"] = ""
+            for i in range(200):
+                del os.environ[f"ZFAST_COMES_{i}"]
+
+    changing = threading.Thread(target=come_and_go)
+    changing.start()
+    try:
+        for _ in range(300):
+            environment_for_children()
+        assert start_hub(max_workers=1, spares=0).run(lambda *_: "ran") == "ran"
+    finally:
+        ended.set()
+        changing.join()
 
 
 def encode_initializer(function, *arguments):

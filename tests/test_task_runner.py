@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import signal
@@ -30,6 +31,7 @@ from prefect.utilities.annotations import quote
 
 from zfast import ZfastTaskRunner
 from zfast.errors import CodecError, ConfigError, WorkerDiedError
+from zfast.prefect.task_runner import MAX_COMPLETIONS
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -662,6 +664,60 @@ def test_a_callback_may_wait_for_another_future():
         first.add_done_callback(callback)
         assert called.wait(60)
     assert results == [2]
+
+
+def test_who_tires_of_waiting_does_not_end_the_task_run():
+    async def tire(future):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(future.wrapped_future), 0.01)
+
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
+        first = runner.submit(identity, {"value": 1})
+        second = runner.submit(identity, {"value": first})
+        assert not first.wrapped_future.cancel()
+        asyncio.run(tire(first))
+        assert second.result() == 1
+        assert first.result() == 1
+
+
+def test_callbacks_that_block_keep_no_future_from_its_end():
+    with ZfastTaskRunner(max_workers=1, spares=0) as runner:
+        futures = [runner.submit(identity, {"value": i}) for i in range(2 * MAX_COMPLETIONS)]
+        last = runner.submit(identity, {"value": "last"})
+        last.add_done_callback(lambda _: None)
+        for future in futures:
+            future.add_done_callback(lambda _: last.wait())
+        assert last.result(timeout=60) == "last"
+
+
+def test_an_interrupt_while_the_runner_is_left_ends_what_runs(tmp_path):
+    begun = tmp_path / "begun"
+
+    @task
+    def sleeps(path) -> None:
+        Path(path).touch()
+        time.sleep(600)
+
+    runner = ZfastTaskRunner(max_workers=1, spares=0)
+
+    def interrupt() -> None:
+        eventually(begun.exists, 60)
+        eventually(lambda: runner._hub._closing, 60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt), runner:  # noqa: PT012
+        future = runner.submit(sleeps, {"path": str(begun)})
+        eventually(begun.exists, 60)
+        pids = runner._hub.worker_pids
+        interrupting.start()
+    interrupting.join()
+    assert future.state.is_crashed()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    with runner:
+        assert runner.submit(identity, {"value": 1}).result() == 1
 
 
 def test_threads_may_submit_at_once():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import queue
-import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -31,8 +31,11 @@ logger = logging.getLogger("zfast.prefect")
 N_NOTIFIERS = 1
 
 
+Callback = Callable[[concurrent.futures.Future[Any]], object]
+
+
 class _Outcome(concurrent.futures.Future[Any]):
-    """A future that forgets its callbacks once they were called.
+    """A future that forgets its callbacks once they were called, and that nobody cancels.
 
     The standard one keeps them, and so would be in a reference cycle with the Prefect future around
     it: a result's memory would be free when the collector comes by, and not when it is let go.
@@ -40,37 +43,39 @@ class _Outcome(concurrent.futures.Future[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._callbacks: list[Callable[[concurrent.futures.Future[Any]], object]] | None = []
+        self.set_running_or_notify_cancel()  # who tires of waiting does not end the task run
+        self._callbacks: list[Callback] | None = []
         self._callbacks_lock = threading.Lock()
 
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+    def add_done_callback(self, fn: Callback) -> None:
         """Call ``fn`` with this future when it is done, now if it is."""
         with self._callbacks_lock:
             if self._callbacks is not None:
                 self._callbacks.append(fn)
                 return
-        self._call(fn)
+        self._call([fn])
 
     def set_result(self, result: Any) -> None:
         """Complete the future."""
-        self.set_result_calling(result, sys.maxsize)
+        call_others = self.set_result_and_notify(result)
+        if call_others is not None:
+            call_others()
 
-    def set_result_calling(self, result: Any, at_most: int) -> bool:
-        """Complete the future, unless more callbacks wait than may be called; say if it did."""
+    def set_result_and_notify(self, result: Any) -> Callable[[], None] | None:
+        """Complete the future and wake those who wait; what calls the other callbacks, if any."""
         with self._callbacks_lock:
-            if self._callbacks is None or len(self._callbacks) > at_most:
-                return False
             super().set_result(result)
-            callbacks, self._callbacks = self._callbacks, None
-        for callback in callbacks:
-            self._call(callback)
-        return True
+            callbacks, self._callbacks = self._callbacks or [], None
+        self._call(callbacks[:N_NOTIFIERS])
+        others = callbacks[N_NOTIFIERS:]
+        return partial(self._call, others) if others else None
 
-    def _call(self, callback: Callable[[concurrent.futures.Future[Any]], object]) -> None:
-        try:
-            callback(self)
-        except Exception:
-            logger.exception("a callback of a task run's future failed")
+    def _call(self, callbacks: list[Callback]) -> None:
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                logger.exception("a callback of a task run's future failed")
 
 
 class ZfastFuture(PrefectConcurrentFuture[Any]):
@@ -98,23 +103,19 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         parcel: Parcel,
         handover: Handover,
         making: Making | None = None,
-        *,
-        unless_called_back: bool = False,
-    ) -> bool:
+    ) -> Callable[[], None] | None:
         """Complete the future with a State as it came from a worker of ``handover``'s hub.
 
         Args:
             making: How to have it again should it be lost; None if it cannot be.
-            unless_called_back: Do not if that would call anything but Prefect's own notifier.
 
         Returns:
-            Whether it is complete now.
+            What calls those who want to hear of it, which may take them long; None if nobody does.
         """
         self._parcel, self._handover, self.making = parcel, handover, making
         if making is not None:
             making.keep_in(self._renew)
-        at_most = N_NOTIFIERS if unless_called_back else sys.maxsize
-        return cast("_Outcome", self.wrapped_future).set_result_calling(None, at_most)
+        return cast("_Outcome", self.wrapped_future).set_result_and_notify(None)
 
     def _renew(self, parcel: Parcel) -> None:
         self._parcel = parcel

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.futures import PrefectFuture
@@ -71,51 +73,46 @@ class Submission:
         self._making.begin(given, self._done)
 
     def _done(self, made: Parcel | WorkerError) -> None:
-        if self._is_settled_here(made):
+        if isinstance(made, WorkerError):
+            then: Callable[[], None] | None = partial(self._fail, made)
+        else:
+            then = self._settle(made)
+        if then is None:
             return
+        # Not in this step: a callback of the user's may wait for another one.
         try:
-            self._workshop.completions.submit(self._complete, made)
+            self._workshop.completions.submit(then)
         except RuntimeError:  # the runner was left meanwhile
-            self._complete_elsewhere(made)
+            _run_on_a_thread(then)
 
-    def _complete_elsewhere(self, made: Parcel | WorkerError) -> None:
-        """Not in this step: a callback of the user's may wait for another one."""
-        thread = threading.Thread(
-            target=self._complete, args=(made,), name="zfast-completion", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # there can be no more threads
-            self._complete(made)
-
-    def _complete(self, made: Parcel | WorkerError) -> None:
-        try:
-            if isinstance(made, JobCancelledError):
-                self._future.settle(Cancelled(message=str(made)))
-            elif isinstance(made, WorkerError):
-                state = crashed_by(made)
-                self._workshop.reporter.report_crash(self._future.task_run_id, state, self._task)
-                self._future.settle(state)
-            else:
-                self._settle(made)
-        except Exception as error:
-            self._future.settle(crashed(f"The result was lost: {error}", error))
-
-    def _is_settled_here(self, made: Parcel | WorkerError) -> bool:
-        """Complete the future in this step, if that is quickly done and well."""
-        try:
-            return isinstance(made, Parcel) and self._settle(made, unless_called_back=True)
-        except Exception:
-            return False
-
-    def _settle(self, made: Parcel, *, unless_called_back: bool = False) -> bool:
+    def _settle(self, made: Parcel) -> Callable[[], None] | None:
         making = self._making if made.is_remote else None
-        return self._future.settle_parcel(
-            made,
-            self._workshop.hub.handover,
-            making,
-            unless_called_back=unless_called_back,
-        )
+        try:
+            return self._future.settle_parcel(made, self._workshop.hub.handover, making)
+        except Exception as error:
+            return partial(self._lose, error)
+
+    def _fail(self, failure: WorkerError) -> None:
+        try:
+            if isinstance(failure, JobCancelledError):
+                self._future.settle(Cancelled(message=str(failure)))
+                return
+            state = crashed_by(failure)
+            self._workshop.reporter.report_crash(self._future.task_run_id, state, self._task)
+            self._future.settle(state)
+        except Exception as error:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._future.settle(crashed(f"The result was lost: {error}", error))
+
+
+def _run_on_a_thread(step: Callable[[], None]) -> None:
+    thread = threading.Thread(target=step, name="zfast-completion", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there can be no more threads
+        step()
 
 
 def _hand_on(future: PrefectFuture[Any], handover: Handover) -> Input:

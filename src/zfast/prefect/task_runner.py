@@ -183,21 +183,27 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         traceback: TracebackType | None,
     ) -> None:
         self._family.discard(self)
-        if self._hub is not None and self._reporter is not None:
+        # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs. A flow
+        # that is suspended finds it done when it resumes.
+        waits = exc_type is None or issubclass(exc_type, (Exception, Pause))
+        try:
             if self._vitals is not None:
                 self._vitals.close()
-            # Ctrl-C, a termination signal, a cancelled flow: nobody waits for what still runs. A
-            # flow that is suspended finds it done when it resumes.
-            if exc_type is None or issubclass(exc_type, (Exception, Pause)):
+            if self._hub is not None and waits:
                 self._hub.close()
-            else:
-                self._hub.abort()
+        finally:  # the wait may be interrupted
+            self._end()
+            super().__exit__(exc_type, exc_value, traceback)
+
+    def _end(self) -> None:
+        """End what still runs, if anything does, and all that was opened."""
+        if self._hub is not None and self._reporter is not None:
+            self._hub.abort()
             self._completions.shutdown()
             if self._workshop is not None:
                 self._workshop.close()
             self._reporter.close()
         self._reset()
-        super().__exit__(exc_type, exc_value, traceback)
 
     def cancel_all(self) -> None:
         """Take back every task run that no worker has started, of this runner's duplicates too."""

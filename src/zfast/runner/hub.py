@@ -281,6 +281,7 @@ class Hub:
         return int(min(max(0.0, until - time.monotonic()), MAX_WAIT_S) * 1000) + 1
 
     def _submit(self, job: Job) -> None:
+        self._staffing.job_has_come()
         if self._closing:
             job.settle(JobCancelledError("the task runner is closed"))
         elif self._staffing.broken is not None:

@@ -67,6 +67,11 @@ class Staffing:
         """A worker has ended a job: workers can be started and can work."""
         self._failed_starts.end()
 
+    def job_has_come(self) -> None:
+        """Once the pause after the last failed start is over, another may be tried for it."""
+        if time.monotonic() >= self._failed_starts.again_at:
+            self.broken = None
+
     def start_missing(self, *, closing: bool) -> None:
         """Start as many workers as the jobs need; when closing, only for jobs without any."""
         n_jobs = self._dispatcher.n_jobs

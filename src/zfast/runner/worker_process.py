@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from zfast.runner.oom import n_oom_kills
 from zfast.runner.slate import BLANK, Slate
 from zfast.runner.vitals import Vitals
 from zfast.runner.worker_handle import WorkerHandle
-from zfast.security.held_secrets import without_secrets
+from zfast.security.held_secrets import environment_for_children
 
 #: Sends a message to the worker of a routing id.
 Transmit = Callable[[bytes, ControlMessage, Buffers], None]
@@ -34,21 +34,30 @@ _BOOTSTRAP = (
 )
 
 
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What every worker of a hub is started with.
+    """What every worker of a hub is started with, the last ones as the first.
 
     Attributes:
         endpoint: The hub's.
         runtime_folder: Removed by the worker when the driver dies.
         executor: ``module:name`` of the callable that makes the worker's executor.
-        environment: Variables set on top of the driver's.
+        environment: Variables set on top of those inherited.
         segment_socket: Where the hub exchanges segments of shared memory; None where it cannot.
         sys_path: The driver's module search path.
         beat_s: How often a worker's I/O thread shows that it lives.
         initializer: A file with a pickled ``(function, arguments)`` to call first; None for none.
         argv: The driver's command line.
         main_file: The driver's main module; None if it is no file.
+        inherited: This process's variables when the first worker was to be started.
+        working_folder: This process's at that time; None if it had been removed.
     """
 
     endpoint: str
@@ -61,6 +70,8 @@ class WorkerConfig:
     initializer: str | None
     argv: Sequence[str]
     main_file: str | None
+    inherited: Mapping[str, str] = field(default_factory=environment_for_children)
+    working_folder: str | None = field(default_factory=_working_folder)
 
 
 def main_file() -> str | None:
@@ -143,9 +154,10 @@ class WorkerProcess(WorkerHandle):
                 [sys.executable, *warning_options, "-c", run],
                 env={
                     **_terminal_environment(),
-                    **without_secrets(os.environ),
+                    **config.inherited,
                     **config.environment,
                 },
+                cwd=_if_it_is_there(config.working_folder),
                 stdin=subprocess.DEVNULL,
                 stderr=worker_errors,
                 pass_fds=[worker_end, slate_fd, code_fd],
@@ -268,6 +280,10 @@ def _describe(returncode: int | None) -> str:
         except ValueError:
             return f"killed by signal {-returncode}"
     return f"exited with status {returncode}"
+
+
+def _if_it_is_there(folder: str | None) -> str | None:
+    return folder if folder is not None and os.path.isdir(folder) else None
 
 
 def _terminal_environment() -> dict[str, str]:

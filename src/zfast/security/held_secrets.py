@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from typing import NoReturn
 
 #: Variables whose value is a secret.
@@ -53,6 +52,7 @@ def taken_secret(name: str) -> HeldSecret | None:
         return _taken.get(name)
 
 
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a child process."""
-    return {name: value for name, value in environment.items() if name not in SECRET_VARIABLES}
+def environment_for_children() -> dict[str, str]:
+    """This process's environment, but for secrets. Threads: any, also while others change it."""
+    found = ((name, os.environ.get(name)) for name in os.environ if name not in SECRET_VARIABLES)
+    return {name: value for name, value in found if value is not None}
