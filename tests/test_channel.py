@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -438,3 +439,14 @@ def test_an_endpoint_in_use_is_refused(tmp_path):
     assert not (tmp_path / "taken").exists()
     with Channel.bind("inproc://taken"), pytest.raises(TransportError, match="in use"):
         Channel.bind("inproc://taken")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(Path.touch, "a file that is no socket"), (Path.mkdir, "a folder")]
+)
+def test_what_is_at_an_endpoints_path_and_is_no_socket_stays(tmp_path, make, what):
+    path = tmp_path / "chan.txt"
+    make(path)
+    with pytest.raises(ConfigError, match=f"cannot bind ipc://{path}: there is {what}"):
+        Channel.bind(f"ipc://{path}")
+    assert path.is_file() or path.is_dir()

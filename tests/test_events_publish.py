@@ -404,6 +404,15 @@ def test_a_folder_that_is_open_to_others_is_refused(
         zfast.subscribe()
 
 
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_refused(folder: Path) -> None:
+    long = folder / ("x" * 100)
+    long.mkdir()
+    for make in (Publisher, zfast.subscribe):
+        with pytest.raises(ConfigError, match="longer than the 107 bytes"):
+            make(folder=long)
+    assert not list(long.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -413,6 +422,7 @@ def test_a_folder_that_is_open_to_others_is_refused(
         {"topics": [f"task-run/{n}" for n in range(65)]},
         {"endpoint": "tcp://127.0.0.1:5555"},
         {"endpoint": "http://x"},
+        {"endpoint": "inproc://x"},
         {"environment": "*", "topics": ["task-run"]},
     ],
 )
@@ -867,10 +877,18 @@ def test_a_connection_to_the_relay_that_is_cut_costs_nobody_an_event(
         assert numbers(take(wide, last)) == list(range(1, last + 1))
 
 
-def test_a_second_relay_at_the_same_path_is_refused(folder: Path) -> None:
-    url = f"ipc://{folder}/relay"
-    with Relaying(url), pytest.raises(ConfigError, match="already"):
-        Relay(url)
+@pytest.mark.parametrize("beside", ["", ".events", ".publish"])
+def test_a_relay_takes_no_file_away(folder: Path, beside: str) -> None:
+    file = folder / f"relay{beside}"
+    file.write_text("data")
+    with pytest.raises(ConfigError, match="a file that is no socket"):
+        Relay(f"ipc://{folder}/relay")
+    assert file.read_text() == "data"
+
+
+def test_a_relay_at_inproc_would_reach_nobody() -> None:
+    with pytest.raises(ConfigError, match="reaches no other process"):
+        Relay("inproc://relay")
 
 
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
@@ -918,9 +936,13 @@ def test_garbage_at_a_relays_ports_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
-def test_a_second_relay_at_the_same_port_is_refused(folder: Path) -> None:
-    with Relaying("tcp://127.0.0.1:*") as url, pytest.raises(TransportError, match="in use"):
-        Relay(url, insecure=True)
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:*", "ipc://{folder}/relay"])
+def test_a_second_relay_at_the_same_endpoint_is_refused(folder: Path, url: str) -> None:
+    with (
+        Relaying(url.format(folder=folder)) as taken,
+        pytest.raises(TransportError, match="in use"),
+    ):
+        Relay(taken, insecure=True)
 
 
 def test_who_says_hello_and_goes_is_forgotten(

@@ -17,6 +17,7 @@ from foremen import ZFAST, free_port, gone, importing_tests, joined, zfast
 from hub_jobs import hang_once, only, settled, simple, wait_for_file
 from network_hosts import hosts, ip
 from zfast.addresses import as_told_to_others
+from zfast.channel import Channel
 from zfast.errors import ConfigError, TransportError, WorkerDiedError, WorkerError
 from zfast.runner import remote_hosts
 from zfast.runner.hub import Hub
@@ -252,7 +253,7 @@ def test_another_version_is_refused_by_name(start_remote, foremen):
     assert "cloudpickle" in foreman.log.read_text()
 
 
-def test_an_endpoint_without_keys_or_in_use_is_refused(start_remote, security):
+def test_an_endpoint_without_keys_or_in_use_is_refused(start_remote, security, tmp_path):
     def open_hub(url, security):
         Hub(
             Policy(1),
@@ -267,6 +268,12 @@ def test_an_endpoint_without_keys_or_in_use_is_refused(start_remote, security):
     taken = start_remote().hub.endpoint
     with pytest.raises(TransportError, match="port"):
         open_hub(taken, security)
+    with Channel.bind(f"ipc://{tmp_path}/taken") as other:
+        with pytest.raises(TransportError, match="does another flow run listen there"):
+            open_hub(other.endpoint, None)
+        with Channel.connect(other.endpoint) as tx:
+            tx.send(1)
+            assert other.recv(timeout=20) == 1
 
 
 def test_who_waits_for_workers_says_what_they_connect_to(start_remote, monkeypatch, caplog):

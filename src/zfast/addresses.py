@@ -40,7 +40,9 @@ class Endpoint:
         return f"{self.scheme}://{self.address}"
 
 
-def parse_endpoint(url: str, *, insecure: bool = False, guarded: bool = False) -> Endpoint:
+def parse_endpoint(
+    url: str, *, insecure: bool = False, guarded: bool = False, between_processes: bool = False
+) -> Endpoint:
     """Check an endpoint before libzmq sees it.
 
     Args:
@@ -48,9 +50,10 @@ def parse_endpoint(url: str, *, insecure: bool = False, guarded: bool = False) -
             port ``*`` lets the system choose when binding.
         insecure: Allow unencrypted tcp on the loopback interface, with a warning.
         guarded: CURVE protects tcp, see ``zfast.security``.
+        between_processes: Another process is to be at its other end: not ``inproc``.
 
     Raises:
-        ConfigError: The endpoint is malformed, or is tcp that nothing protects.
+        ConfigError: The endpoint is malformed, or reaches nobody, or is tcp that nothing protects.
     """
     if not isinstance(url, str):
         raise ConfigError(f"an endpoint is a string such as ipc:///path, not {url!r}")
@@ -59,6 +62,10 @@ def parse_endpoint(url: str, *, insecure: bool = False, guarded: bool = False) -
         raise ConfigError(
             f"{url!r} is not an endpoint",
             hint="use inproc://name, ipc:///path or tcp://host:port",
+        )
+    if scheme == "inproc" and between_processes:
+        raise ConfigError(
+            f"{url} reaches no other process", hint="use ipc:///path or tcp://host:port"
         )
     if scheme == "ipc" and address[0] not in "/@":
         raise ConfigError(

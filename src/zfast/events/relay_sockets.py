@@ -9,8 +9,8 @@ import socket
 
 import zmq
 
-from zfast.addresses import is_served, parse_endpoint
-from zfast.errors import ConfigError, TransportError
+from zfast.addresses import parse_endpoint
+from zfast.errors import TransportError
 from zfast.events.relay_doors import LISTENING, PUBLISHING, RelayDoors, key_of
 from zfast.events.relay_link import relay_endpoints
 from zfast.events.sockets import bind_socket, open_socket
@@ -40,9 +40,9 @@ class RelaySockets:
     """
 
     def __init__(self, url: str, *, security: ServerSecurity | None, insecure: bool) -> None:
-        endpoint = parse_endpoint(url, insecure=insecure, guarded=security is not None)
-        if is_served(endpoint):
-            raise ConfigError(f"a relay serves {url} already", hint="choose another path")
+        endpoint = parse_endpoint(
+            url, insecure=insecure, guarded=security is not None, between_processes=True
+        )
         self._security = security if endpoint.scheme == "tcp" else None
         self._insecure = insecure
         self._paths: list[str] = []

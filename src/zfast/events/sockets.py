@@ -72,7 +72,9 @@ def connect_socket(
         ConfigError: The endpoint is malformed, or is tcp that nothing guards, or there is no key.
         TransportError: The endpoint is another user's, or could be; or no socket can.
     """
-    endpoint = parse_endpoint(url, insecure=insecure, guarded=security is not None)
+    endpoint = parse_endpoint(
+        url, insecure=insecure, guarded=security is not None, between_processes=True
+    )
     connect_only_to_this_user(opened, endpoint)
     if security is not None and endpoint.scheme == "tcp":
         security.guard(opened, url, brings_token=False)
@@ -129,7 +131,7 @@ class Handshakes:
 
     def __init__(self, watched: zmq.Socket[bytes], url: str, security: ClientSecurity) -> None:
         self._watched, self._url, self._security = watched, url, security
-        endpoint = parse_endpoint(url, guarded=True)
+        endpoint = parse_endpoint(url, guarded=True, between_processes=True)
         connect_only_to_this_user(watched, endpoint)
         self._is_guarded = endpoint.scheme == "tcp"
         self._connection = ConnectionMonitor(watched)

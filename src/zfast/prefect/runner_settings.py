@@ -51,7 +51,9 @@ def make_remote(
         if security is not None or insecure:
             raise ConfigError("security and insecure are for an endpoint", hint="give endpoint=")
         return None
-    parse_endpoint(endpoint, insecure=insecure, guarded=security is not None)
+    parse_endpoint(
+        endpoint, insecure=insecure, guarded=security is not None, between_processes=True
+    )
     return RemoteEndpoint(endpoint, security, insecure)
 
 

@@ -10,7 +10,7 @@ import zmq
 from zfast import _core
 from zfast.addresses import SocketFile, parse_endpoint
 from zfast.context import process_context
-from zfast.errors import AccessDeniedError, ConfigError, ProtocolError, TransportError, ZfastError
+from zfast.errors import AccessDeniedError, ProtocolError, TransportError, ZfastError
 from zfast.runner.control import ControlMessage
 from zfast.runner.data_protocol import DATA_MESSAGES, WINDOW, Ask, Missing, Piece
 from zfast.security.curve_keys import KeyPair, PublicKey
@@ -62,9 +62,7 @@ class DataServer:
         read: Callable[[Descriptor], memoryview | None],
         poller: zmq.Poller,
     ) -> None:
-        endpoint = parse_endpoint(url, guarded=pair is not None)
-        if endpoint.scheme == "inproc":
-            raise ConfigError(f"{endpoint} reaches no other process", hint="use tcp://host:port")
+        endpoint = parse_endpoint(url, guarded=pair is not None, between_processes=True)
         self._read = read
         self._poller = poller
         self._security: ServerSecurity | None = None

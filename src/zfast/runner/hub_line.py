@@ -67,9 +67,9 @@ class HubAddress:
 
     def __post_init__(self) -> None:
         guarded = self.security is not None
-        endpoint = parse_endpoint(self.url, insecure=self.insecure, guarded=guarded)
-        if endpoint.scheme == "inproc":
-            raise ConfigError(f"{endpoint} reaches no other process", hint="use tcp://host:port")
+        endpoint = parse_endpoint(
+            self.url, insecure=self.insecure, guarded=guarded, between_processes=True
+        )
         if endpoint.scheme == "tcp" and host_and_port(self.url)[0] in EVERY_ADDRESS:
             raise ConfigError(
                 f"{endpoint} says where to listen, and not which host to connect to",

@@ -12,7 +12,7 @@ import zmq
 from zfast import _core
 from zfast.addresses import SocketFile, parse_endpoint
 from zfast.context import process_context
-from zfast.errors import ConfigError, ProtocolError, TransportError
+from zfast.errors import ProtocolError, TransportError
 from zfast.runner.remote_protocol import HEARTBEAT_MS
 from zfast.security.roles import Verb
 from zfast.security.same_user import bind_to_this_user
@@ -60,9 +60,9 @@ class RemoteSocket:
         self, remote: RemoteEndpoint, poller: zmq.Poller, wake: Callable[[], None]
     ) -> None:
         guarded = remote.security is not None
-        endpoint = parse_endpoint(remote.url, insecure=remote.insecure, guarded=guarded)
-        if endpoint.scheme == "inproc":
-            raise ConfigError(f"{endpoint} reaches no other process", hint="use tcp://host:port")
+        endpoint = parse_endpoint(
+            remote.url, insecure=remote.insecure, guarded=guarded, between_processes=True
+        )
         self._socket = process_context().socket(zmq.ROUTER)
         self._socket.router_mandatory = True
         self._socket.set_hwm(0)  # bounded by the windows of the sessions

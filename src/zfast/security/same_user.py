@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import zmq
 
-from zfast.addresses import Endpoint, SocketFile
+from zfast.addresses import Endpoint, SocketFile, is_served
 from zfast.errors import ConfigError, TransportError
 from zfast.ip_family import choose_family
 from zfast.security.private_files import is_closed
@@ -27,13 +28,32 @@ def bind_to_this_user(opened: zmq.Socket[bytes], endpoint: Endpoint) -> tuple[st
         The endpoint, with the port that the system chose, and the file to remove at the end.
 
     Raises:
-        ConfigError: This system tells no peer's user, and the folder is open to others.
+        ConfigError: Something else is at its path; or this system tells no peer's user, and the
+            folder is open to others.
         zmq.ZMQError: It cannot be bound.
     """
+    _check_path(endpoint)
     _admit_only_this_user(opened, endpoint)
     choose_family(opened, str(endpoint))
     opened.bind(str(endpoint))
     return opened.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), SocketFile(endpoint)
+
+
+def _check_path(endpoint: Endpoint) -> None:
+    """See that libzmq, which removes what is at the path, removes a socket that nobody serves."""
+    if endpoint.scheme != "ipc" or endpoint.address.startswith("@"):
+        return
+    try:
+        mode = os.lstat(endpoint.address).st_mode
+    except OSError:
+        return  # nothing is there; or libzmq says what is wrong with it
+    if not stat.S_ISSOCK(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a file that is no socket"
+        raise ConfigError(
+            f"cannot bind {endpoint}: there is {what}", hint="choose another path, or remove it"
+        )
+    if is_served(endpoint):
+        raise zmq.ZMQError(errno.EADDRINUSE)
 
 
 def _admit_only_this_user(bound: zmq.Socket[bytes], endpoint: Endpoint) -> None:

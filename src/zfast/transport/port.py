@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 
 import zmq
 
 from zfast import _core
-from zfast.addresses import Endpoint, SocketFile, is_served, parse_endpoint
+from zfast.addresses import Endpoint, SocketFile, parse_endpoint
 from zfast.connection_monitor import ConnectionMonitor
 from zfast.context import process_context
 from zfast.errors import AccessDeniedError, ConfigError, TransportError
@@ -58,12 +57,6 @@ class Port:
         if guarded and isinstance(options.security, ServerSecurity) != bound:
             raise ConfigError(
                 f"{endpoint}: binding takes a ServerSecurity, connecting a ClientSecurity"
-            )
-        if bound and is_served(endpoint):
-            raise TransportError(
-                f"cannot bind {endpoint}: Address already in use",
-                errno=errno.EADDRINUSE,
-                hint="another process listens there",
             )
         self.endpoint = str(endpoint)
         self.bound = bound
