@@ -13,6 +13,7 @@ import socket
 import time
 from pathlib import Path
 
+from zfast.addresses import parse_endpoint
 from zfast.events.runtime_folder import PUBLISHER, SUBSCRIBER, own_folder
 from zfast.owned_folder import owned_folders
 
@@ -49,6 +50,9 @@ class Arrivals:
     Attributes:
         name: Tells publishers who was told of them.
         due_s: When to ``take`` though there is no news, on the monotonic clock.
+
+    Raises:
+        ConfigError: The folder cannot be made, or its path is too long for a socket.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -59,7 +63,11 @@ class Arrivals:
         #: Those that have ended, and whose folders may still be there.
         self._ended: set[str] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(str(self._folder.path / _SOCKET_NAME))
+        try:
+            self._socket.bind(parse_endpoint(f"ipc://{self._folder.path / _SOCKET_NAME}").address)
+        except BaseException:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """Readable when there is news."""
