@@ -188,6 +188,15 @@ def test_the_store_is_found_by_the_environment(store: FolderStore) -> None:
     assert "plain" in run_zfast("store", "ls", before=environment).stdout
 
 
+def test_an_empty_path_is_not_the_current_folder(store: FolderStore) -> None:
+    here = f"import os; os.chdir({store.basepath!r}); os.environ['PREFECT_HOME'] = '/nowhere';"
+    for verb in (["ls", "--basepath", ""], ["gc", "--basepath="], ["import", ""], ["export", ""]):
+        done = run_zfast("store", *verb, before=here)
+        assert (done.returncode, "may not be empty" in done.stderr) == (2, True)
+    unset = here + "os.environ['ZFAST_STORAGE_PATH'] = ''"
+    assert "no store /nowhere/zfast-results" in run_zfast("store", "ls", before=unset).stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     report = (
         "import atexit, sys; heavy = ('prefect', 'numpy', 'zmq', 'xxhash');"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from zfast.cli.path_options import to_path
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from zfast.security.settings import SecuritySettings
 
 Environment = Annotated[str | None, Parameter(name=["--environment", "-e"], show_default=False)]
-Folder = Annotated[Path | None, Parameter(show_default=False)]
+Folder = Annotated[Path | None, Parameter(show_default=False, converter=to_path)]
 #: What names a key. One may begin with a hyphen, and so may its fingerprint.
 KeyName = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from zfast.cli.path_options import to_path
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ FOUND = 3
 #: That of one that found nothing wrong in what it could check, and files that it could not.
 UNCHECKED = 4
 
-Basepath = Annotated[Path | None, Parameter(env_var="ZFAST_STORAGE_PATH")]
+Basepath = Annotated[Path | None, Parameter(env_var="ZFAST_STORAGE_PATH", converter=to_path)]
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 
 

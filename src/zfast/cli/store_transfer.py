@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zfast.cli.path_options import GivenPath
 from zfast.cli.store_options import (
     FOUND,
     Basepath,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def import_(
-    source: Path,
+    source: GivenPath,
     /,
     *,
     basepath: Basepath = None,
@@ -69,7 +69,7 @@ def import_(
 
 
 def export(
-    target: Path,
+    target: GivenPath,
     /,
     *,
     basepath: Basepath = None,
