@@ -162,6 +162,11 @@ def test_every_broken_file_is_named_and_not_the_first_alone(folder):
     assert "bad.pub" in text
 
 
+def test_what_is_wrong_with_servers_that_are_trusted_is_found_where_there_are_no_own_keys(folder):
+    folder.trust("staging", CLIENT.public, "far").chmod(0o666)
+    assert "staging/trusted/far.pub" in only(keys_of(folder)).message
+
+
 def test_a_revoked_key_of_our_own_a_grace_window_and_a_key_without_a_role(folder):
     folder.rotate("prod", "server", 7200)
     assert "2.0 h more" in only(keys_of(folder), Level.NOTE).message

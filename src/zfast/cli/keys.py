@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from zfast.cli.key_options import Environment, Flag, Folder, KeyName, open_keys
+from zfast.cli.path_options import GivenPath
 from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def new(
     kind
         A server binds, a client connects.
     name
-        What to call it, such as worker-1.  [default: the kind]
+        What to call a client's, such as worker-1.  [default: the kind]
     environment
         Such as prod or staging.  [default: ZFAST_ENVIRONMENT, else default]
     folder
@@ -52,8 +53,14 @@ def new(
     json
         Print JSON and nothing else.
     """
+    if name is not None and (kind == "server") != (name == "server"):
+        raise ConfigError(
+            f"a {kind}'s key cannot be called {name!r}",
+            hint="a server's is called server, and no other; for a second one name another "
+            "--environment or --folder",
+        )
     keys, environment = open_keys(folder, environment)
-    own = keys.new(environment, name or kind)
+    own = keys.new(environment, kind if name is None else name)
     public = keys.path / environment / f"{own.name}.pub"
     if json:
         _print_json({**_describe(own), "public_file": str(public)})
@@ -84,11 +91,10 @@ def list_(*, folder: Folder = None, json: Flag = False) -> None:
 
     keys, _ = open_keys(folder, None)
     rows = [_describe(own) for own in keys.list_own()]
-    environments = sorted({str(row["environment"]) for row in rows})
     groups = {
         "authorized": keys.authorized(),
         "revoked": keys.revoked(),
-        **{f"trusted in {name}": keys.trusted(name) for name in environments},
+        **{f"trusted in {name}": keys.trusted(name) for name in keys.environments()},
     }
     rows += [
         {"kind": kind, "name": name, "environment": "", "fingerprint": fingerprint(key)}
@@ -128,7 +134,9 @@ def show(
         Print JSON and nothing else.
     """
     keys, environment = open_keys(folder, environment)
-    if (keys.path / environment / f"{what}.key").exists():
+    from zfast.security.private_files import is_there
+
+    if is_there(keys.path / environment / f"{what}.key"):
         public = keys.own_keys(environment, what)[0].pair.public
     else:
         public = keys.find(what)
@@ -174,7 +182,7 @@ def authorize(
     public = keys.find(key)
     if role is None and name is None and Path(key).suffix == ".pub":
         _see_who_it_is(Path(key), public.name)
-    name = name or public.name
+    name = public.name if name is None else name
     if not name:
         raise ConfigError("a key without a name", hint="give it one with --name")
     path = keys.authorize(public, name, Role(role) if role else None, environment)
@@ -196,7 +204,7 @@ def authorize(
 
 @app.command
 def trust(
-    file: Path,
+    file: GivenPath,
     /,
     *,
     name: str | None = None,
@@ -223,7 +231,7 @@ def trust(
 
     keys, environment = open_keys(folder, environment)
     public = read_public_key(file)
-    path = keys.trust(environment, public, name or public.name or "server")
+    path = keys.trust(environment, public, (public.name or "server") if name is None else name)
     if json:
         _print_json({"fingerprint": public.fingerprint, "file": str(path)})
     else:
@@ -251,7 +259,7 @@ def rotate(
     name
         The key pair, server or a client's.
     grace_hours
-        How long a server serves the old key too.
+        How long a server serves the old key too; ten years at most.
     environment
         Of the key pair.
     folder

@@ -12,12 +12,16 @@ from zfast.diagnosis.finding import Finding, Level
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES, taken_secret
-from zfast.security.key_files import OwnKey, read_pair, read_public_keys
+from zfast.security.key_files import (
+    OwnKey,
+    read_mounted_pair,
+    read_pair,
+    read_public_keys,
+)
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import KeyFacts, Policy, read_policy
-from zfast.security.private_files import check_private_folder
+from zfast.security.private_files import check_private_folder, is_there, list_folder
 from zfast.security.settings import SecuritySettings
-from zfast.security.sources import load_client_pair
 
 _CHECK = "keys"
 _T = TypeVar("_T")
@@ -27,12 +31,14 @@ def check_keys(settings: SecuritySettings) -> Iterator[Finding]:
     """Read everything that a server or a client here would read, and see what it comes to."""
     folder = KeyFolder(settings.key_folder)
     findings = [*_look_at_variables(), *_look_at_mounted(settings)]
-    if folder.path.exists():
+    has_folder, wrong = _try(partial(is_there, folder.path))
+    findings += wrong
+    if has_folder:
         findings += _look_at_folder(folder, settings)
     yield from findings
     if any(finding.level is Level.PROBLEM for finding in findings):
         return
-    if folder.path.exists():
+    if has_folder:
         yield Finding(_CHECK, Level.OK, f"{folder.path} is whole, and closed to others")
     elif settings.server_secret_key_file is None and settings.client_secret_key_file is None:
         yield Finding(
@@ -60,30 +66,28 @@ def _look_at_mounted(settings: SecuritySettings) -> Iterator[Finding]:
     )
     server = settings.server_secret_key_file
     if client is not None:
-        yield from _try(partial(load_client_pair, settings, "client"))[1]
+        yield from _try(partial(read_mounted_pair, "client", client))[1]
     if server is not None:
-        as_client = settings.model_copy(update={"client_secret_key_file": server})
-        yield from _try(partial(load_client_pair, as_client, "server"))[1]
+        yield from _try(partial(read_mounted_pair, "server", server))[1]
     if folder is not None:
         yield from _try(partial(read_public_keys, folder))[1]
     if policy is not None:
         yield from _try(partial(read_policy, policy))[1]
-        if not policy.exists():
-            yield Finding(
-                _CHECK, Level.PROBLEM, f"there is no policy {policy}: nobody has a role",
-                hint="see ZFAST_POLICY_FILE",
-            )  # fmt: skip
 
 
 def _look_at_folder(folder: KeyFolder, settings: SecuritySettings) -> Iterator[Finding]:
     yield from _try(partial(check_private_folder, folder.path))[1]
     own: list[OwnKey] = []
-    for path in sorted(folder.path.glob("*/*.key")):
-        pair, wrong = _try(partial(_read_own, path))
+    environments, wrong = _try(folder.environments)
+    yield from wrong
+    for environment in environments or ():
+        paths, wrong = _try(partial(list_folder, folder.path / environment, ".key"))
         yield from wrong
-        if pair is not None:
-            own.append(pair)
-    for environment in sorted({pair.environment for pair in own}):
+        for path in paths or ():
+            pair, wrong = _try(partial(_read_own, path))
+            yield from wrong
+            if pair is not None:
+                own.append(pair)
         yield from _try(partial(folder.trusted, environment))[1]
     authorized, wrong = _try(folder.authorized)
     yield from wrong
@@ -94,8 +98,8 @@ def _look_at_folder(folder: KeyFolder, settings: SecuritySettings) -> Iterator[F
     for pair in own:
         yield from _look_at_own(pair, revoked or {})
     if policy is not None:
-        environments = {settings.environment, *(pair.environment for pair in own)}
-        yield from _look_at_roles(authorized or {}, policy, environments)
+        served = {settings.environment, *(pair.environment for pair in own)}
+        yield from _look_at_roles(authorized or {}, policy, served)
 
 
 def _read_own(path: Path) -> OwnKey:

@@ -68,6 +68,20 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def check_own_name(name: str) -> str:
+    """A name that a key pair of this host may have.
+
+    Raises:
+        ConfigError: It is not one, or would be the pair before another one's rotation.
+    """
+    if name.endswith(".previous"):
+        raise ConfigError(
+            f"{name!r} is no name for a key: so is called the one before a rotation",
+            hint="choose another name",
+        )
+    return check_name(name, "a key")
+
+
 def read_public_key(path: Path) -> PublicKey:
     """The key in a file of ours.
 

@@ -14,9 +14,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from zfast.security.file_signatures import folder_signature
 from zfast.security.key_files import (
     OwnKey,
     check_name,
+    check_own_name,
     is_name,
     public_text,
     read_pair,
@@ -33,11 +33,15 @@ from zfast.security.key_files import (
     read_public_keys,
     write_pair,
 )
-from zfast.security.policy import KeyFacts, Policy, key_rule, parse_policy, read_policy
+from zfast.security.key_rules import with_key_rule
+from zfast.security.policy import KeyFacts, Policy, read_policy
 from zfast.security.private_files import (
     check_private_folder,
     has_protected_folder,
+    is_there,
     list_folder,
+    list_folders,
+    locked,
     make_private_folder,
     read_protected_file,
     write_public_file,
@@ -50,6 +54,8 @@ _AUTHORIZED = "authorized"
 _REVOKED = "revoked"
 _TRUSTED = "trusted"
 _PREVIOUS = "previous"
+#: A longer grace window is a mistake.
+MAX_GRACE_S = 10 * 365 * 24 * 3600.0
 
 
 class KeyFolder:
@@ -72,9 +78,9 @@ class KeyFolder:
         """
         check_private_folder(self.path)
         folder = self.path / check_name(environment, "an environment")
-        current = folder / f"{check_name(name, 'a key')}.key"
-        if not current.exists():
-            kind = "server" if name == "server" else "client"
+        current = folder / f"{check_own_name(name)}.key"
+        if not is_there(current):
+            kind = name if name in ("server", "client") else f"client --name {name}"
             raise ConfigError(
                 f"there is no key {current}",
                 hint=f"make it with 'zfast keys new {kind} --environment {environment}'",
@@ -82,7 +88,7 @@ class KeyFolder:
         check_private_folder(folder)
         found = [read_pair(environment, name, current)]
         previous = folder / f"{name}.{_PREVIOUS}.key"
-        if previous.exists():
+        if is_there(previous):
             old = read_pair(environment, name, previous)
             if old.retires is None or old.retires > time.time():
                 found.append(old)
@@ -92,9 +98,15 @@ class KeyFolder:
         """Every pair of every environment; retired ones too."""
         check_private_folder(self.path)
         return [
-            read_pair(path.parent.name, path.name.removesuffix(".key"), path)
-            for path in sorted(self.path.glob("*/*.key"))
+            read_pair(environment, path.name.removesuffix(".key"), path)
+            for environment in self.environments()
+            for path in list_folder(self.path / environment, ".key")
         ]
+
+    def environments(self) -> list[str]:
+        """Those that have a folder here: for own pairs, or for servers that are trusted."""
+        names = [folder.name for folder in list_folders(self.path)]
+        return [name for name in names if is_name(name) and name not in (_AUTHORIZED, _REVOKED)]
 
     def authorized(self) -> dict[str, str]:
         """Names of the keys that may come in, by their Z85."""
@@ -119,7 +131,9 @@ class KeyFolder:
 
     def policy(self) -> Policy:
         """The policy; without its file one that allows nothing."""
-        return read_policy(self.path / _POLICY) if has_protected_folder(self.path) else Policy()
+        rules = self.path / _POLICY
+        has_rules = has_protected_folder(self.path) and is_there(rules)
+        return read_policy(rules) if has_rules else Policy()
 
     def signature(self) -> tuple[object, ...]:
         """Differs when any file here has changed. Reads no file, never raises."""
@@ -135,8 +149,8 @@ class KeyFolder:
         """
         with self._changing():
             folder = self._environment(environment)
-            path = folder / f"{check_name(name, 'a key')}.key"
-            if path.exists():
+            path = folder / f"{check_own_name(name)}.key"
+            if is_there(path):
                 raise ConfigError(
                     f"there is a key {path} already", hint="'zfast keys rotate' replaces it"
                 )
@@ -148,8 +162,12 @@ class KeyFolder:
         Raises:
             ConfigError: A server's key is in its grace window still, which this would end, and
                 ``grace_s`` is not 0: clients that have not heard of the last rotation would be
-                locked out.
+                locked out. Or ``grace_s`` is negative or above ``MAX_GRACE_S``.
         """
+        if not 0 <= grace_s <= MAX_GRACE_S:  # nor NaN
+            raise ConfigError(
+                f"a grace window of {grace_s / 3600:g} h", hint="give from 0 h to ten years"
+            )
         with self._changing():
             old, *older = self.own_keys(environment, name)
             if older and name == "server" and grace_s > 0:
@@ -180,17 +198,18 @@ class KeyFolder:
                 raise ConfigError(f"key {key.fingerprint} is revoked", hint="make a new one")
             path = self._folder(_AUTHORIZED) / f"{check_name(name, 'a key')}.pub"
             known = self.authorized()
-            if path.exists() and known.get(key.z85) != name:
+            if is_there(path) and known.get(key.z85) != name:
                 raise ConfigError(f"{path} is another key", hint="choose another --name")
             if role is not None and environment is not None:
                 rules = self.path / _POLICY
-                text = read_protected_file(rules).decode() if rules.exists() else ""
-                rule = key_rule(name, role, check_name(environment, "an environment"))
-                changed = text if rule in text else text + rule
-                facts = KeyFacts(name, key.fingerprint)
-                _see_that_it_decides(changed, facts, role, environment)
-                has = parse_policy(text) if known.get(key.z85) == name else Policy()
-                _see_that_no_other_does(changed, facts, environment, has)
+                text = read_protected_file(rules).decode() if is_there(rules) else ""
+                changed = with_key_rule(
+                    text,
+                    KeyFacts(name, key.fingerprint),
+                    role,
+                    check_name(environment, "an environment"),
+                    is_known=known.get(key.z85) == name,
+                )
                 if changed != text:
                     write_public_file(rules, changed)
             write_public_file(path, public_text(PublicKey(key.z85, name)))
@@ -214,20 +233,23 @@ class KeyFolder:
             write_public_file(path, public_text(PublicKey(key.z85, name)))
             # The one is there before the other is gone: there is no moment in between.
             for known in (self.path / _AUTHORIZED).glob("*.pub"):
-                with suppress(ConfigError):  # one that is broken lets nobody in
+                with suppress(ConfigError, OSError):  # what stays lets nobody in
                     if read_public_key(known).z85 == key.z85:
                         known.unlink()
             return path
 
-    def find(self, what: str) -> PublicKey:
+    def find(self, what: str, authorized: Mapping[str, str] | None = None) -> PublicKey:
         """The public key that a name, a fingerprint or its beginning, a file or Z85 stands for.
+
+        Args:
+            authorized: Names by Z85, where they are not those of this folder.
 
         Raises:
             ConfigError: None, or more than one.
         """
-        if Path(what).suffix == ".pub" and Path(what).exists():
+        if Path(what).suffix == ".pub" and is_there(Path(what)):
             return read_public_key(Path(what))
-        known = {**self.revoked(), **self.authorized()}
+        known = {**self.revoked(), **(self.authorized() if authorized is None else authorized)}
         found = {
             key: name
             for key, name in known.items()
@@ -273,27 +295,5 @@ class KeyFolder:
         """Alone, also among processes."""
         make_private_folder(self.path)
         check_private_folder(self.path)
-        with open(self.path / _LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path / _LOCK):
             yield
-
-
-def _see_that_it_decides(policy: str, facts: KeyFacts, role: Role, environment: str) -> None:
-    decision = parse_policy(policy).decide(facts, environment)
-    if decision.role is not role:
-        raise ConfigError(
-            f"an earlier rule decides on {facts.name} in {environment}: {decision.rule}",
-            hint="choose another --name, or change that rule in policy.toml",
-        )
-
-
-def _see_that_no_other_does(policy: str, facts: KeyFacts, environment: str, has: Policy) -> None:
-    """The key gets a role in the environment, and elsewhere none but those it ``has``."""
-    had = has.decide_everywhere(facts)
-    for other, decision in parse_policy(policy).decide_everywhere(facts).items():
-        if other not in (environment, *had):
-            raise ConfigError(
-                f"{facts.name} would have a role elsewhere too: {decision.rule}",
-                hint="choose another --name; or, if it is to have all that the rules say of this "
-                "one, authorize it without --role",
-            )

@@ -34,7 +34,7 @@ import msgspec
 
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import is_fingerprint
-from zfast.security.private_files import read_protected_file
+from zfast.security.private_files import is_there, read_protected_file
 from zfast.security.roles import Role
 
 #: What issuers sign with that may be believed: never a shared secret, never "none".
@@ -172,19 +172,14 @@ def parse_policy(text: str | bytes, *, source: str = "the policy") -> Policy:
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a file; an empty one, which allows nothing, if there is none.
+    """The policy in a file.
 
     Raises:
-        ConfigError: It is malformed, or others may write to it.
+        ConfigError: It is missing or malformed, or others may write to it.
     """
-    if not path.exists():
-        return Policy()
+    if not is_there(path):
+        raise ConfigError(f"there is no policy {path}", hint="see ZFAST_POLICY_FILE")
     return parse_policy(read_protected_file(path), source=str(path))
-
-
-def key_rule(name: str, role: Role, environment: str) -> str:
-    """The TOML of a rule for one key, to append to a policy."""
-    return f'\n[[rule]]\nkey = "{name}"\nrole = "{role.value}"\nenvironments = ["{environment}"]\n'
 
 
 def _mismatch(rule: Rule, facts: KeyFacts | TokenFacts, environment: str) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zfast.errors import ConfigError
@@ -22,8 +25,17 @@ def is_closed(info: os.stat_result, *, readable: bool) -> bool:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder, and those above it, for its owner alone."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder, and those above it, for its owner alone.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path}: {error.strerror}", hint="name another one"
+        ) from error
 
 
 def check_private_folder(path: Path) -> None:
@@ -87,18 +99,29 @@ def read_protected_file(path: Path) -> bytes:
     return data
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path names something; a link to nowhere is something, too.
+
+    Raises:
+        ConfigError: Nothing says that it is missing.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return True
+
+
 def has_protected_folder(path: Path) -> bool:
     """Whether a folder is there; one that is there is checked.
 
     Raises:
         ConfigError: As ``check_protected_folder``; also where nothing says that it is missing.
     """
-    try:
-        path.lstat()  # a link to nowhere is not the same as no folder
-    except FileNotFoundError:
+    if not is_there(path):
         return False
-    except OSError as error:
-        raise _unreadable_folder(path, error) from error
     check_protected_folder(path)
     return True
 
@@ -140,6 +163,37 @@ def list_folder(path: Path, suffix: str) -> list[Path]:
     return [path / name for name in sorted(names) if name.endswith(suffix)]
 
 
+def list_folders(path: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names.
+
+    Raises:
+        ConfigError: It cannot be listed.
+    """
+    try:
+        with os.scandir(path) as entries:
+            return sorted(path / entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise _unreadable_folder(path, error) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among those who lock this file, processes and threads.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def write_private_file(path: Path, text: str) -> None:
     """Write a secret, 0600 from its first byte on, whole or not at all."""
     _write(path, text, 0o600)
@@ -161,8 +215,9 @@ def _write(path: Path, text: str, mode: int) -> None:
             os.fsync(fd)
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+        with suppress(OSError):
+            beside.unlink()
+        raise _unwritable(path, error) from error
 
 
 def _read(path: Path) -> tuple[bytes, os.stat_result]:
@@ -172,14 +227,19 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise ConfigError(f"{path} is not a file")
     with open(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigError(f"{path} is not a file")
         data = file.read(MAX_FILE_NBYTES + 1)
     if len(data) > MAX_FILE_NBYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_NBYTES} bytes")
     return data, info
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {path}: {error.strerror}")
 
 
 def _unreadable_folder(path: Path, error: OSError) -> ConfigError:
