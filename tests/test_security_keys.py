@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import os
 import pickle
 import shlex
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from pydantic import SecretStr
 
 from security_peers import Peer, Records, serving
 from zfast.errors import ConfigError
+from zfast.events.filters import current_environment
 from zfast.security.client_security import ClientSecurity
 from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES
@@ -31,6 +34,7 @@ from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import KeyFacts
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
+from zfast.security.settings import SecuritySettings, load_settings
 
 
 @pytest.fixture
@@ -240,6 +244,25 @@ def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
         assert sum(text.startswith("reload failed") for text in records.texts) == 1
 
 
+@pytest.mark.parametrize("closed", ["prod", "."])
+def test_a_folder_of_own_keys_that_cannot_be_listed_is_not_an_empty_one(folder, closed):
+    with contextlib.ExitStack() as stack:
+        made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zfast-")))
+        folder = KeyFolder(made / "keys")
+        folder.new("prod", "server")
+        stack.enter_context(not_as_root(made))
+        stack.callback((folder.path / closed).chmod, 0o700)
+        (folder.path / closed).chmod(0)
+        for look in (
+            folder.list_own,
+            partial(folder.own_keys, "prod", "server"),
+            partial(folder.new, "prod", "client"),
+            partial(folder.rotate, "prod", "server", 0),
+        ):
+            with pytest.raises(ConfigError, match="Permission denied"):
+                look()
+
+
 @pytest.mark.parametrize("name", ["revoked", "authorized"])
 def test_a_folder_that_is_a_link_to_nowhere_is_not_an_empty_one(folder, name):
     folder.new("prod", "server")
@@ -269,8 +292,10 @@ def test_a_key_that_is_missing_says_how_to_make_it(folder):
     folder.new("staging", "server")
     with pytest.raises(ConfigError, match="zfast keys new server --environment prod"):
         ServerSecurity.load("prod")
-    with pytest.raises(ConfigError, match="zfast keys new client"):
+    with pytest.raises(ConfigError, match="zfast keys new client --environment prod"):
         ClientSecurity.load("prod")
+    with pytest.raises(ConfigError, match="new client --name worker-1 --environment prod"):
+        ClientSecurity.load("prod", name="worker-1")
     folder.new("prod", "client")
     with pytest.raises(ConfigError, match="zfast keys trust"):
         ClientSecurity.load("prod")
@@ -312,6 +337,50 @@ def test_a_name_that_would_be_a_path_or_a_rule_is_refused(folder, name):
         folder.new(name, "server")
     with pytest.raises(ConfigError, match="is no name for"):
         folder.authorize(KeyPair.generate().public, name, None, None)
+
+
+def test_the_name_of_a_pair_before_a_rotation_is_no_other_ones(folder):
+    folder.new("prod", "server")
+    with pytest.raises(ConfigError, match="is no name for a key"):
+        folder.new("prod", "server.previous")
+    folder.rotate("prod", "server", 60)
+    with pytest.raises(ConfigError, match="is no name for a key"):
+        folder.rotate("prod", "server.previous", 60)
+    assert len(folder.own_keys("prod", "server")) == 2
+
+
+@pytest.mark.parametrize("grace_h", [math.inf, math.nan, 1e15, 87_601, -1])
+def test_a_grace_window_without_end_is_refused_before_anything_is_written(folder, grace_h):
+    own = folder.new("prod", "server")
+    with pytest.raises(ConfigError, match="ten years"):
+        folder.rotate("prod", "server", grace_h * 3600)
+    assert [kept.pair.public for kept in folder.list_own()] == [own.pair.public]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("{folder}.pub", "is not a file"),
+        ("x" * 300 + ".pub", "File name too long"),
+        ("{folder}/policy.toml/x.pub", "Not a directory"),
+    ],
+)
+def test_what_cannot_be_a_key_file_says_so_and_stays_open_nowhere(folder, what, message):
+    folder.new("prod", "server")
+    (folder.path / "policy.toml").touch()
+    Path(f"{folder.path}.pub").mkdir()
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match=message):
+        folder.find(what.format(folder=folder.path))
+    assert len(os.listdir("/proc/self/fd")) == n_open
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "nowhere", "x" * 300])
+def test_a_key_folder_that_cannot_be_made_says_so(tmp_path, path):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("none")
+    with pytest.raises(ConfigError, match="cannot make the folder"):
+        KeyFolder(tmp_path / path).new("prod", "server")
 
 
 # ---- what a key calls itself -----------------------------------------------------------------
@@ -506,6 +575,36 @@ def test_mounted_files_are_enough(tmp_path, folder, monkeypatch):
         ServerSecurity.load()
 
 
+def test_a_key_asked_for_by_name_does_not_give_way_to_a_variable(folder, monkeypatch):
+    for name in ("client", "worker-1", "server"):
+        folder.new("prod", name)
+    assert ClientSecurity.load("prod", name="worker-1").pair.public.name == "worker-1"
+    fixed = KeyPair.generate()
+    monkeypatch.setenv("ZFAST_CLIENT_SECRET_KEY", fixed.secret.reveal().decode())
+    with pytest.raises(ConfigError, match="or that of ZFAST_CLIENT_SECRET_KEY\\?"):
+        ClientSecurity.load("prod", name="worker-1")
+    monkeypatch.setenv("ZFAST_CLIENT_SECRET_KEY_FILE", str(folder.path / "prod/client.key"))
+    with pytest.raises(ConfigError, match="or that of ZFAST_CLIENT_SECRET_KEY_FILE\\?"):
+        ClientSecurity.load("prod", name="worker-1")
+    assert ClientSecurity.load("prod").pair.public.name == "client"
+
+
+def test_a_mounted_policy_that_is_missing_is_not_an_empty_one(folder, monkeypatch):
+    folder.new("prod", "server")
+    ServerSecurity.load("prod").close()
+    monkeypatch.setenv("ZFAST_POLICY_FILE", str(folder.path / "none.toml"))
+    with pytest.raises(ConfigError, match=r"there is no policy .*none\.toml"):
+        ServerSecurity.load("prod")
+    assert "there is no policy" in zfast("token", "check", "--key", "w").stderr
+
+
+def test_an_empty_variable_is_as_if_it_were_not_set(monkeypatch):
+    for name in SecuritySettings.model_fields:
+        monkeypatch.setenv(f"ZFAST_{name.upper()}", "")
+    assert load_settings().model_dump() == SecuritySettings.model_construct().model_dump()
+    assert load_settings().environment == current_environment() == "default"
+
+
 def test_files_that_the_command_made_may_be_mounted(folder, monkeypatch):
     for kind in ("server", "client"):
         assert zfast("keys", "new", kind, "-e", "prod").returncode == 0
@@ -556,6 +655,40 @@ def test_the_command_line_tells_every_role_and_takes_no_files_word_for_a_name(fo
     assert json.loads(done.stdout)["roles"] == {"prod": "Worker", "staging": "Viewer"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("server", "--name", "front"), "a server's key cannot be called 'front'"),
+        (("client", "--name", "server"), "a client's key cannot be called 'server'"),
+        (("client", "--name", ""), "'' is no name for a key"),
+        (("client", "--folder", ""), "a path may not be empty"),
+    ],
+)
+def test_no_key_is_made_that_nobody_uses_or_by_accident(
+    tmp_path, monkeypatch, folder, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    done = zfast("keys", "new", *arguments)
+    assert done.returncode
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) in ([], [folder.path])
+    assert not list(folder.path.rglob("*.key"))
+
+
+def test_token_check_reads_what_a_server_would(tmp_path, folder, monkeypatch):
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (mounted / "pod.pub").write_text(public_text(KeyPair.generate().public))
+    folder.authorize(KeyPair.generate().public, "w", Role.WORKER, "prod")
+    (folder.path / "policy.toml").write_text(
+        '[[rule]]\nkey = "*"\nrole = "Worker"\nenvironments = ["prod"]\n'
+    )
+    monkeypatch.setenv("ZFAST_AUTHORIZED_FOLDER", str(mounted))
+    done = zfast("token", "check", "--key", "pod", "-e", "prod", "--json")
+    assert json.loads(done.stdout)["role"] == "Worker", done.stderr
+    assert "is no key here" in zfast("token", "check", "--key", "w", "-e", "prod").stderr
+
+
 def test_a_key_that_begins_with_a_hyphen_is_a_key_and_no_option(folder):
     pair = KeyPair.generate()
     while not (key := pair.public.z85).startswith("-") or key.startswith(("-e", "-h")):
@@ -579,10 +712,12 @@ def test_the_command_line_lists_shows_and_explains(folder):
     pair = KeyPair.generate()
     key = pair.public.z85
     zfast("keys", "authorize", "--name", "w", "--role", "Viewer", "-e", "prod", "--", key)
+    folder.trust("staging", KeyPair.generate().public, "far")
     listed = json.loads(zfast("keys", "list", "--json").stdout)
     assert {(row["kind"], row["name"]) for row in listed} == {
         ("own", "server"),
         ("authorized", "w"),
+        ("trusted in staging", "far"),
     }
     assert json.loads(zfast("keys", "show", "-e", "prod", "--json").stdout) == {
         "name": "server",

@@ -13,6 +13,7 @@ from zfast.errors import AccessDeniedError, ConfigError
 
 if TYPE_CHECKING:
     from zfast.security.policy import Decision, KeyFacts, TokenFacts
+    from zfast.security.settings import SecuritySettings
 
 app = App(
     name="token",
@@ -53,19 +54,15 @@ def check(
     if (token is None) == (key is None):
         raise ConfigError("check one thing", hint="give a TOKEN (or -), or --key KEY")
 
-    from zfast.security.key_folder import KeyFolder
-
     settings = settings_of(folder, environment)
-    keys, environment = KeyFolder(settings.key_folder), settings.environment
-    policy_file = settings.policy_file
+    from zfast.security.sources import load_policy
+
+    environment, policy = settings.environment, load_policy(settings)
     facts: KeyFacts | TokenFacts
     if key is not None:
-        facts, about = _key_facts(keys, key)
-        from zfast.security.policy import read_policy
-
-        policy = read_policy(policy_file) if policy_file else keys.policy()
+        facts, about = _key_facts(settings, key)
     else:
-        from zfast.security.policy import TokenFacts, read_policy
+        from zfast.security.policy import TokenFacts
 
         try:
             from zfast.security.tokens import TokenDesk
@@ -73,7 +70,6 @@ def check(
             raise ConfigError(
                 f"tokens need {error.name}", hint="pip install 'zfast[security]'"
             ) from error
-        policy = read_policy(policy_file) if policy_file else keys.policy()
         text = sys.stdin.read().strip() if token == "-" else str(token)
         issuer, claims = TokenDesk().check(policy.issuers, text)
         facts = TokenFacts(issuer, claims)
@@ -86,15 +82,16 @@ def check(
         )
 
 
-def _key_facts(keys: object, what: str) -> tuple[KeyFacts, dict[str, object]]:
+def _key_facts(settings: SecuritySettings, what: str) -> tuple[KeyFacts, dict[str, object]]:
     from zfast.security.key_folder import KeyFolder
     from zfast.security.policy import KeyFacts
+    from zfast.security.sources import load_authorized
 
-    assert isinstance(keys, KeyFolder)
-    public = keys.find(what)
+    keys, authorized = KeyFolder(settings.key_folder), load_authorized(settings)
+    public = keys.find(what, authorized)
     if public.z85 in keys.revoked():
         raise AccessDeniedError(f"key {public.fingerprint} is revoked")
-    name = keys.authorized().get(public.z85)
+    name = authorized.get(public.z85)
     if name is None:
         raise AccessDeniedError(
             f"key {public.fingerprint} is not authorized", hint="'zfast keys authorize' lets it in"

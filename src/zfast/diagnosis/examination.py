@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from zfast.diagnosis.clock import check_clock
 from zfast.diagnosis.finding import Finding, Level
@@ -17,9 +18,8 @@ from zfast.diagnosis.versions import check_versions
 from zfast.errors import ConfigError
 from zfast.security.curve_keys import PublicKey
 from zfast.security.key_folder import KeyFolder
-from zfast.security.policy import read_policy
 from zfast.security.settings import SecuritySettings
-from zfast.security.sources import load_trusted_servers
+from zfast.security.sources import load_policy, load_trusted_servers
 
 
 def examine(settings: SecuritySettings, endpoints: Iterable[str] = ()) -> Iterator[Finding]:
@@ -53,28 +53,24 @@ def examine(settings: SecuritySettings, endpoints: Iterable[str] = ()) -> Iterat
 def _known_servers(settings: SecuritySettings) -> list[PublicKey]:
     """Keys that a server here, or one that is trusted here, may have; of every environment."""
     found: dict[str, PublicKey] = {}
+    folder = KeyFolder(settings.key_folder)
     environments = [settings.environment]
-    if settings.key_folder.is_dir():
-        environments += [path.name for path in settings.key_folder.iterdir() if path.is_dir()]
+    with suppress(ConfigError):  # check_keys has said so
+        environments += folder.environments()
     for environment in environments:
         one = settings.model_copy(update={"environment": environment})
         try:
             keys = list(load_trusted_servers(one))
         except ConfigError:
-            keys = []  # check_keys has said so
-        try:
-            own = KeyFolder(settings.key_folder).own_keys(environment, "server")
-            keys += [pair.pair.public for pair in own]
-        except ConfigError:
-            pass
+            keys = []
+        with suppress(ConfigError):
+            keys += [own.pair.public for own in folder.own_keys(environment, "server")]
         found.update((key.z85, key) for key in keys)
     return list(found.values())
 
 
 def _takes_tokens(settings: SecuritySettings) -> bool:
     try:
-        path = settings.policy_file
-        policy = read_policy(path) if path else KeyFolder(settings.key_folder).policy()
+        return bool(load_policy(settings).issuers)
     except ConfigError:
         return False
-    return bool(policy.issuers)

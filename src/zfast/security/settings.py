@@ -12,7 +12,7 @@ from zfast.security.held_secrets import take_secrets
 
 
 class SecuritySettings(BaseSettings):
-    """Security settings, each from the variable ``ZFAST_`` and its name.
+    """Security settings, each from the variable ``ZFAST_`` and its name; an empty one is unset.
 
     Attributes:
         keys: The key folder; ``~/.config/zfast/keys`` below ``XDG_CONFIG_HOME`` by default.
@@ -25,7 +25,7 @@ class SecuritySettings(BaseSettings):
         token_file: Holds the bearer token; read anew whenever one is needed.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ZFAST_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ZFAST_", env_ignore_empty=True, extra="ignore")
 
     keys: Path | None = None
     environment: str = "default"

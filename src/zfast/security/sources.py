@@ -15,6 +15,7 @@ from zfast.security.held_secrets import taken_secret
 from zfast.security.key_files import read_mounted_pair, read_public_keys, read_server_keys
 from zfast.security.key_folder import KeyFolder
 from zfast.security.policy import Policy, read_policy
+from zfast.security.private_files import is_there
 
 if TYPE_CHECKING:
     from zfast.security.settings import SecuritySettings
@@ -98,12 +99,11 @@ class SettingsSource:
                 (own.pair, own.retires if own.retires is not None else float("inf"))
                 for own in self._folder.own_keys(settings.environment, "server")
             ]
-        mounted = settings.authorized_folder
         return ServerState(
             tuple(pairs),
-            read_public_keys(mounted) if mounted is not None else self._folder.authorized(),
+            load_authorized(settings),
             frozenset(self._folder.revoked()),
-            read_policy(settings.policy_file) if settings.policy_file else self._folder.policy(),
+            load_policy(settings),
         )
 
     def load_revoked(self) -> frozenset[str]:
@@ -122,13 +122,44 @@ class SettingsSource:
         )
 
 
+def load_authorized(settings: SecuritySettings) -> dict[str, str]:
+    """Names of the keys that may come in to a server here, by their Z85.
+
+    Raises:
+        ConfigError: One is malformed, or others can write there.
+    """
+    mounted = settings.authorized_folder
+    if mounted is not None:
+        return read_public_keys(mounted)
+    return KeyFolder(settings.key_folder).authorized()
+
+
+def load_policy(settings: SecuritySettings) -> Policy:
+    """What a server here allows.
+
+    Raises:
+        ConfigError: The file is malformed, or others can write to it, or a mounted one is missing.
+    """
+    mounted = settings.policy_file
+    return read_policy(mounted) if mounted is not None else KeyFolder(settings.key_folder).policy()
+
+
 def load_client_pair(settings: SecuritySettings, name: str) -> KeyPair:
     """The key pair that this process shows to servers.
 
     Raises:
-        ConfigError: There is none, or it is open to others.
+        ConfigError: There is none, or it is open to others; or a variable gives another one than
+            that of a name which is not the usual ``client``.
     """
     fixed = _pair_at_hand("client", settings.client_secret_key_file)
+    if fixed is not None and name != "client":
+        variable = "ZFAST_CLIENT_SECRET_KEY"
+        if settings.client_secret_key_file is not None:
+            variable += "_FILE"
+        raise ConfigError(
+            f"is the key {name!r} meant, or that of {variable}?",
+            hint="leave out the name, or unset the variable",
+        )
     if fixed is not None:
         return fixed
     return KeyFolder(settings.key_folder).own_keys(settings.environment, name)[0].pair
@@ -149,7 +180,7 @@ def load_trusted_servers(settings: SecuritySettings) -> tuple[PublicKey, ...]:
     folder = KeyFolder(settings.key_folder)
     if not keys:
         keys = [PublicKey(key, name) for key, name in folder.trusted(settings.environment).items()]
-    if not keys and (folder.path / settings.environment / "server.key").exists():
+    if not keys and is_there(folder.path / settings.environment / "server.key"):
         keys = [own.pair.public for own in folder.own_keys(settings.environment, "server")]
     if not keys:
         raise ConfigError(
