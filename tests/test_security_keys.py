@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from other_user import closed_to_its_owner, not_as_root
 from security_peers import Peer, Records, serving
 from zfast.errors import ConfigError
 from zfast.events.filters import current_environment
@@ -194,22 +194,6 @@ def test_a_folder_of_public_keys_that_others_can_write_to_is_refused(
         load("prod")
 
 
-@contextlib.contextmanager
-def not_as_root(owned: Path) -> Iterator[None]:
-    """For a while as a user who is refused something, to whom a folder belongs."""
-    if os.geteuid() != 0:
-        yield
-        return
-    "".encode("idna")  # imports what binding needs, from where that user may not look
-    for path in (owned, *owned.rglob("*")):
-        os.chown(path, 65534, 65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
     with contextlib.ExitStack() as stack:
         # Not in tmp_path: the folders above that are for one user alone.
@@ -245,22 +229,19 @@ def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
 
 
 @pytest.mark.parametrize("closed", ["prod", "."])
-def test_a_folder_of_own_keys_that_cannot_be_listed_is_not_an_empty_one(folder, closed):
-    with contextlib.ExitStack() as stack:
-        made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zfast-")))
-        folder = KeyFolder(made / "keys")
+def test_a_folder_of_own_keys_that_cannot_be_listed_is_not_an_empty_one(closed):
+    with tempfile.TemporaryDirectory(prefix="zfast-") as made:
+        folder = KeyFolder(Path(made) / "keys")
         folder.new("prod", "server")
-        stack.enter_context(not_as_root(made))
-        stack.callback((folder.path / closed).chmod, 0o700)
-        (folder.path / closed).chmod(0)
-        for look in (
-            folder.list_own,
-            partial(folder.own_keys, "prod", "server"),
-            partial(folder.new, "prod", "client"),
-            partial(folder.rotate, "prod", "server", 0),
-        ):
-            with pytest.raises(ConfigError, match="Permission denied"):
-                look()
+        with closed_to_its_owner(folder.path / closed, Path(made)):
+            for look in (
+                folder.list_own,
+                partial(folder.own_keys, "prod", "server"),
+                partial(folder.new, "prod", "client"),
+                partial(folder.rotate, "prod", "server", 0),
+            ):
+                with pytest.raises(ConfigError, match="Permission denied"):
+                    look()
 
 
 @pytest.mark.parametrize("name", ["revoked", "authorized"])

@@ -8,16 +8,20 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from other_user import closed_to_its_owner
 from test_cli import run_zfast
+from zfast.cli.store import gc, ls, verify
 from zfast.cli.store_options import parse_nbytes
 from zfast.codec import Payload
-from zfast.errors import ConfigError
+from zfast.errors import ConfigError, StoreError
 from zfast.store import FolderStore
 from zfast.store.format import MAGIC
 from zfast.store.inspection import verify_all
@@ -117,7 +121,7 @@ def test_verify_deletes_nothing_that_is_not_surely_a_damaged_object(store: Folde
     status, output, _ = run(store, "verify", "--delete")
     assert (status, set(store.list())) == (4, left)
     assert "3 objects" in output
-    assert "1 damaged, 1 deleted, 8 files not checked" in output
+    assert "1 damaged, 1 deleted, 8 files or folders not checked" in output
     assert output.count("left alone: ") == 8
     assert "remove the file" in output
     (base / "cut-off").write_bytes(whole[:9])
@@ -138,6 +142,29 @@ def test_verify_deletes_nothing_that_a_live_process_uses(store: FolderStore) -> 
     assert list(store.list()) == ["gone", "a/b"]
 
 
+@pytest.mark.parametrize("verb", [ls, verify, gc])
+@pytest.mark.parametrize("closed", [".", "a"])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    capsys: pytest.CaptureFixture[str], verb: Callable[..., int], closed: str
+) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        store = FolderStore(f"{made}/store")
+        for key in ("a/b", "plain"):
+            store.put(key, b"anything")
+        assert verb(basepath=Path(store.basepath)) == 0  # and imports what that needs
+        capsys.readouterr()
+        with closed_to_its_owner(Path(store.basepath, closed), Path(made)):
+            if closed == ".":
+                with pytest.raises(StoreError, match="Permission denied"):
+                    verb(basepath=Path(store.basepath))
+                return
+            assert verb(basepath=Path(store.basepath)) == 4
+            output = "".join(capsys.readouterr())
+            assert f"cannot look at {store.basepath}/a: Permission denied" in output
+            assert "1 objects" in output
+        assert verb(basepath=Path(store.basepath)) == 0
+
+
 def test_what_is_written_again_while_others_are_verified_is_not_deleted(store: FolderStore) -> None:
     times = os.stat(store.path_of("plain"))
     damage(store, "plain")
@@ -152,8 +179,10 @@ def test_what_is_written_again_while_others_are_verified_is_not_deleted(store: F
 
 
 def test_gc(store: FolderStore) -> None:
+    Path(store.basepath, ".zfast", "0" * 32).write_bytes(b"half an object")
     status, output, _ = run(store, "gc", "--dry-run")
     assert (status, "1 objects would be removed" in output) == (0, True)
+    assert "1 orphans would be removed" in output
     assert store.exists("gone")
     store.leases.let_go()
     status, found = run_json(store, "gc")
@@ -181,6 +210,11 @@ def test_without_a_store_nothing_is_made(tmp_path: Path, verb: list[str]) -> Non
     assert f"there is no store {missing}" in done.stderr.replace("\n", "")
     assert "--basepath" in done.stderr
     assert not missing.exists()
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_missing_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="File name too long"):
+        ls(basepath=tmp_path / ("x" * 300))
 
 
 def test_the_store_is_found_by_the_environment(store: FolderStore) -> None:

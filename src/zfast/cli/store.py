@@ -52,7 +52,8 @@ def ls(*, basepath: Basepath = None, json: Switch = False) -> int:
 
     store = open_store(basepath)
     objects = []
-    for entry in store.scan():
+    unread: list[StoreError] = []
+    for entry in store.scan(lambda _, error: unread.append(error)):
         try:
             record = peek_record(store, entry.key)
         except StoreError as error:
@@ -66,14 +67,17 @@ def ls(*, basepath: Basepath = None, json: Switch = False) -> int:
             }
         )
     if json:
-        print_json({"basepath": store.basepath, "objects": objects})
-        return 0
+        failures = [error.message for error in unread]
+        print_json({"basepath": store.basepath, "objects": objects, "failures": failures})
+        return UNCHECKED if unread else 0
     for each in objects:
         note = "damaged, or not an object" if "error" in each else each["serializer"] or "-"
         print(f"{format_size(each['nbytes']):>9}  {each['modified']}  {note:<14} {each['key']}")
     total = sum(each["nbytes"] for each in objects)
+    for each_unread in unread:
+        print(f"left out: {each_unread}", file=sys.stderr)
     print(f"{len(objects)} objects, {format_size(total)} in {store.basepath}", file=sys.stderr)
-    return 0
+    return UNCHECKED if unread else 0
 
 
 @app.command
@@ -130,7 +134,8 @@ def show(key: str, /, *, basepath: Basepath = None, json: Switch = False) -> int
 def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = False) -> int:
     """Check every byte of every object; name those that are damaged.
 
-    Files that cannot be read, are no objects, or are of a newer zfast are named and left alone.
+    Files and folders that cannot be read, and files that are no objects or are of a newer zfast,
+    are named and left alone.
 
     Parameters
     ----------
@@ -147,12 +152,12 @@ def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = 
     store = open_store(basepath)
     n_objects = nbytes = 0
     damaged: list[tuple[Entry, StoreError]] = []
-    unchecked: list[tuple[Entry, StoreError]] = []
+    unchecked: list[tuple[str, StoreError]] = []
     with show_progress("verify", store) as step:
-        for entry, trouble in verify_all(store):
+        for entry, trouble in verify_all(store, lambda *unread: unchecked.append(unread)):
             step(entry.key)
             if trouble is not None and not trouble.is_damage:
-                unchecked.append((entry, trouble.error))
+                unchecked.append((entry.key, trouble.error))
                 continue
             n_objects += 1
             nbytes += entry.nbytes
@@ -171,8 +176,8 @@ def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = 
                     for entry, error in damaged
                 ],
                 "unchecked": [
-                    {"key": entry.key, "error": error.message, "hint": error.hint}
-                    for entry, error in unchecked
+                    {"key": key, "error": error.message, "hint": error.hint}
+                    for key, error in unchecked
                 ],
                 "failures": [error.message for error in done.failures],
             }
@@ -190,7 +195,7 @@ def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = 
         if done.n_held:
             parts.append(f"{done.n_held} stay because a live process uses them")
         if unchecked:
-            parts.append(f"{len(unchecked)} files not checked")
+            parts.append(f"{len(unchecked)} files or folders not checked")
         print(", ".join(parts))
     if len(deleted) < len(damaged):
         return FOUND
@@ -236,6 +241,8 @@ def gc(
             on_object=lambda entry: step(entry.key),
         )
     exceeded = budget_nbytes is not None and done.nbytes_left > budget_nbytes
+    status = FOUND if exceeded else UNCHECKED if done.unread else 0
+    failures = [error.message for error in (*done.unread, *done.failures)]
     if json:
         print_json(
             {
@@ -246,21 +253,21 @@ def gc(
                 "n_left": done.n_left,
                 "nbytes_left": done.nbytes_left,
                 "clock_behind_s": done.clock_behind_s,
-                "failures": [error.message for error in done.failures],
+                "failures": failures,
                 "dry_run": dry_run,
             }
         )
-        return FOUND if exceeded else 0
+        return status
     for removed in done.removed:
         print(f"{format_size(removed.nbytes):>9}  {removed.reason:<8} {removed.key}")
-    for error in done.failures:
-        print(f"left alone: {error.message}", file=sys.stderr)
+    for message in failures:
+        print(f"left alone: {message}", file=sys.stderr)
     verb = "would be removed" if dry_run else "removed"
     removed_size = format_size(sum(each.nbytes for each in done.removed))
     left_size = format_size(done.nbytes_left)
     print(
         f"{len(done.removed)} objects {verb}, {removed_size}; "
-        f"{done.n_orphans} orphans removed; {done.n_left} objects left, {left_size}; "
+        f"{done.n_orphans} orphans {verb}; {done.n_left} objects left, {left_size}; "
         f"{done.n_held} stay because a live process uses them"
     )
     if done.clock_behind_s:
@@ -270,7 +277,7 @@ def gc(
             "see --reset-times",
             file=sys.stderr,
         )
-    return FOUND if exceeded else 0
+    return status
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

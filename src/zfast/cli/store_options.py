@@ -56,11 +56,17 @@ def open_store(given: Path | None) -> FolderStore:
 
     Raises:
         ConfigError: There is none.
+        StoreError: Nothing says whether there is one.
     """
+    from zfast.store.files import failure
     from zfast.store.folder import FolderStore
 
     basepath = basepath_of(given)
-    if not basepath.is_dir():
+    try:
+        is_there = basepath.is_dir()
+    except OSError as error:
+        raise failure("cannot look at", str(basepath), error) from error
+    if not is_there:
         raise ConfigError(
             f"there is no store {basepath}",
             hint="name its folder with --basepath or in $ZFAST_STORAGE_PATH",
@@ -84,8 +90,10 @@ def show_progress(text: str, store: FolderStore | None = None) -> Iterator[Calla
         MofNCompleteColumn(),
         TextColumn("{task.fields[key]}"),
     )
+    from zfast.store.walk import pass_over
+
     with Progress(*columns, console=console, transient=True) as progress:
-        total = None if store is None else sum(1 for _ in store.scan())
+        total = None if store is None else sum(1 for _ in store.scan(pass_over))
         task = progress.add_task(text, total=total, key="")
         yield lambda key: progress.update(task, advance=1, key=key[-40:])
 

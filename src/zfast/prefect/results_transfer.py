@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from zfast.store.files import failure, replace_file
 from zfast.store.folder import TEMPORARY_FOLDER, FolderStore, open_object
 from zfast.store.format import MAGIC, NO_TOKEN, TOKEN_NBYTES, StoredObject
 from zfast.store.records import read_record
+from zfast.store.walk import files_below
 
 T = TypeVar("T")
 OnResult = Callable[[str], None]
@@ -55,6 +56,10 @@ class Transfer:
     n_copied: int = 0
     skipped: list[str] = field(default_factory=list)
     failures: list[tuple[str, ZfastError]] = field(default_factory=list)
+
+    def fail(self, key: str, error: ZfastError) -> None:
+        """A result was not moved, or the results in a folder."""
+        self.failures.append((key, error))
 
 
 def import_results(
@@ -79,6 +84,7 @@ def import_results(
 
     Raises:
         ConfigError: There is no such folder, or it is the store.
+        StoreError: It cannot be listed.
     """
     base = os.path.realpath(source.expanduser())
     if not os.path.isdir(base):
@@ -86,8 +92,11 @@ def import_results(
     if base == store.basepath:
         raise ConfigError(f"{base} is the store itself", hint="give another --basepath")
     done = Transfer()
-    for key, path in _files(base):
+    for key, _ in files_below(base, without=TEMPORARY_FOLDER, on_unread=done.fail):
+        if TEMPORARY_FOLDER in key.split("/")[:-1]:
+            continue  # of a store in there
         on_result(key)
+        path = os.path.join(base, key)
         try:
             if not overwrite and store.exists(key):
                 done.skipped.append(key)
@@ -106,7 +115,7 @@ def import_results(
             _import(store, key, data)
             done.n_converted += 1
         except ZfastError as error:
-            done.failures.append((key, error))
+            done.fail(key, error)
     return done
 
 
@@ -129,12 +138,13 @@ def export_results(
 
     Raises:
         ConfigError: The target is in the store.
+        StoreError: The store cannot be listed.
     """
     base = os.path.realpath(target.expanduser())
     if os.path.commonpath([base, store.basepath]) == store.basepath:
         raise ConfigError(f"{base} is in the store itself", hint="give another folder")
     done = Transfer()
-    for entry in store.scan():
+    for entry in store.scan(done.fail):
         on_result(entry.key)
         path = os.path.join(base, entry.key)
         try:
@@ -149,7 +159,7 @@ def export_results(
                 data = _export(stored, entry.key, path)
             _write(path, bytes(stored.content) if data is None else data)
         except ZfastError as error:
-            done.failures.append((entry.key, error))
+            done.fail(entry.key, error)
             continue
         if data is None:
             done.n_copied += 1
@@ -237,16 +247,6 @@ def _decoding(name: str, decode_it: Callable[[], T]) -> T:
             f"{name} cannot be converted: {type(error).__name__}: {error}",
             hint="install what it was made with, or move it as it is (`import --as-is`)",
         ) from error
-
-
-def _files(base: str) -> Iterator[tuple[str, str]]:
-    for folder, folders, names in os.walk(base):
-        if TEMPORARY_FOLDER in folders:
-            folders.remove(TEMPORARY_FOLDER)
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            yield os.path.relpath(path, base), path
 
 
 def _read(path: str) -> bytes:

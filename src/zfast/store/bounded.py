@@ -11,6 +11,7 @@ from zfast.store.compression import Codec
 from zfast.store.folder import Durability, FolderStore
 from zfast.store.format import NO_TOKEN
 from zfast.store.retention import check_budget, collect
+from zfast.store.walk import pass_over
 
 #: How often a writer looks, at most and at least: by what it wrote, and by time.
 LOOK_AFTER_SHARE = 1 / 16
@@ -74,7 +75,7 @@ class BoundedStore(FolderStore):
             _log.warning("the size of the store %s is not kept: %s", self.basepath, error)
 
     def _look(self) -> None:
-        nbytes = sum(entry.nbytes for entry in self.scan())
+        nbytes = sum(entry.nbytes for entry in self.scan(pass_over))
         if nbytes <= self.budget_nbytes:
             return
         done = collect(self, budget_nbytes=int(LOW_WATER * self.budget_nbytes))

@@ -206,15 +206,20 @@ def create_locked(folder: str) -> tuple[int, str]:
         os.close(fd)
 
 
-def remove_unlocked(path: str) -> bool:
-    """Remove a file that `create_locked` made, if its process is gone; say whether it was."""
+def remove_unlocked(path: str, *, dry_run: bool = False) -> bool:
+    """Remove a file that `create_locked` made, if its process is gone; say whether it was.
+
+    Args:
+        dry_run: Leave it, and say whether it would be removed.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+        if not dry_run:
+            os.unlink(path)
     except OSError:
         return False  # Its writer is alive, or has just renamed it.
     finally:

@@ -20,6 +20,7 @@ from zfast.store.compression import Codec, check_codec, compress
 from zfast.store.files import failure, read_file, remove_unlocked, replace_file, sync_folder
 from zfast.store.format import NO_TOKEN, StoredObject, build, parse
 from zfast.store.heads import Content, read_content
+from zfast.store.walk import OnUnread, fail, files_below
 
 Durability = Literal["process", "power"]
 
@@ -219,25 +220,27 @@ class FolderStore:
             raise failure("cannot delete", path, error) from error
 
     def list(self) -> Iterator[str]:
-        """Name every key, folder by folder."""
+        """Name every key, folder by folder.
+
+        Raises:
+            StoreError: One cannot be looked at.
+        """
         for entry in self.scan():
             yield entry.key
 
-    def scan(self) -> Iterator[Entry]:
-        """Look at every object from outside, folder by folder; nothing is opened."""
-        for folder, folders, files in os.walk(self.basepath):
-            if folder == self.basepath and TEMPORARY_FOLDER in folders:
-                folders.remove(TEMPORARY_FOLDER)
-            folders.sort()
-            for file in sorted(files):
-                path = os.path.join(folder, file)
-                try:
-                    status = os.lstat(path)
-                except OSError:
-                    continue  # removed since
-                yield Entry.of(os.path.relpath(path, self.basepath), status)
+    def scan(self, on_unread: OnUnread = fail) -> Iterator[Entry]:
+        """Look at every object from outside, folder by folder; nothing is opened.
 
-    def sweep(self) -> int:
+        Args:
+            on_unread: What to do about a folder or an object below that cannot be looked at.
+
+        Raises:
+            StoreError: The store cannot be listed; or what `on_unread` raises.
+        """
+        found = files_below(self.basepath, without=TEMPORARY_FOLDER, on_unread=on_unread)
+        return (Entry.of(key, status) for key, status in found)
+
+    def sweep(self, *, dry_run: bool = False) -> int:
         """Remove what dead processes left: files half written, and leases. Returns how many."""
         self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
         try:
@@ -245,7 +248,8 @@ class FolderStore:
                 paths = [each.path for each in found if not each.is_dir(follow_symlinks=False)]
         except OSError:
             return 0
-        return sum(map(remove_unlocked, paths)) + self.leases.sweep()
+        n_files = sum(remove_unlocked(path, dry_run=dry_run) for path in paths)
+        return n_files + self.leases.sweep(dry_run=dry_run)
 
     def _sweep_sometimes(self) -> None:
         if time.monotonic() >= self._next_sweep:

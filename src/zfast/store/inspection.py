@@ -28,6 +28,7 @@ from zfast.store.format import (
 )
 from zfast.store.heads import read_head
 from zfast.store.records import METADATA_MAX_NBYTES, Record, read_record
+from zfast.store.walk import OnUnread, fail
 
 PIECE_NBYTES = 1024 * 1024
 
@@ -112,12 +113,20 @@ def verify(store: FolderStore, key: str) -> None:
     read_from(path, partial(_verify, path), is_use=False)
 
 
-def verify_all(store: FolderStore) -> Iterator[tuple[Entry, Trouble | None]]:
+def verify_all(
+    store: FolderStore, on_unread: OnUnread = fail
+) -> Iterator[tuple[Entry, Trouble | None]]:
     """Verify every file that is there, one after the other, while others read and write.
 
     Objects that are removed meanwhile are passed over; replaced ones are whole, old or new.
+
+    Args:
+        on_unread: See `FolderStore.scan`.
+
+    Raises:
+        StoreError: The store cannot be listed; or what `on_unread` raises.
     """
-    for entry in store.scan():
+    for entry in store.scan(on_unread):
         try:
             verify(store, entry.key)
         except KeyNotFoundError:

@@ -155,9 +155,9 @@ class Leases:
                 fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
         self._end_scopes()
 
-    def sweep(self) -> int:
+    def sweep(self, *, dry_run: bool = False) -> int:
         """Remove the leases of processes that are gone; how many."""
-        return sum(remove_unlocked(path) for path in self._paths())
+        return sum(remove_unlocked(path, dry_run=dry_run) for path in self._paths())
 
     def _read_all(self) -> set[str]:
         keys = set().union(*self._held.values())

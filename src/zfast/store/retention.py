@@ -41,13 +41,14 @@ class Collection:
 
     Attributes:
         removed: The objects removed; with `dry_run`, those that would be.
-        n_orphans: Files and leases of dead processes that were removed.
+        n_orphans: Files and leases of dead processes that were removed, or would be.
         n_held: Objects that would have been removed, but for a live process that uses them.
         n_left: Objects left.
         nbytes_left: Bytes of those.
         clock_behind_s: How far the newest object is in the future, if the clock was set back
             (then nothing was evicted), or 0.
         failures: Objects that could not be removed or read, and why. They are left alone.
+        unread: Folders that could not be listed, and why: nobody can say what is in them.
     """
 
     removed: list[Removed] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Collection:
     nbytes_left: int = 0
     clock_behind_s: float = 0.0
     failures: list[StoreError] = field(default_factory=list)
+    unread: list[StoreError] = field(default_factory=list)
 
 
 def collect(
@@ -78,16 +80,16 @@ def collect(
 
     Raises:
         ConfigError: The budget is negative.
-        StoreError: Nobody can say what is in use there; nothing was removed.
+        StoreError: Nobody can say what is there, or what is in use; nothing was removed.
     """
     if budget_nbytes is not None:
         check_budget(budget_nbytes)
-    done = Collection(n_orphans=0 if dry_run else store.sweep())
+    done = Collection(n_orphans=store.sweep(dry_run=dry_run))
     now = time.time()
     newest_s = now
     expired: list[Entry] = []
     others: list[Entry] = []
-    for entry in store.scan():
+    for entry in store.scan(lambda _, error: done.unread.append(error)):
         on_object(entry)
         if entry.used_s > now + CLOCK_TOLERANCE_S and reset_times and not dry_run:
             entry = _reset_time(store, entry, now)
