@@ -408,7 +408,7 @@ def test_a_folder_whose_path_is_too_long_for_a_socket_is_refused(folder: Path) -
     long = folder / ("x" * 100)
     long.mkdir()
     for make in (Publisher, zfast.subscribe):
-        with pytest.raises(ConfigError, match="longer than the 107 bytes"):
+        with pytest.raises(ConfigError, match="longer than"):
             make(folder=long)
     assert not list(long.iterdir())
 
