@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from cyclopts import App
 
 import zfast
+from zfast.cli.app import app, run
 
 _MAIN = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
 
@@ -28,6 +32,29 @@ def test_help_names_the_verbs() -> None:
     assert done.returncode == 0
     assert "demo" in done.stdout
     assert done.stderr == ""
+
+
+def verbs_of(tree: App, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The words that name each verb, and its docstring but for what it says of parameters."""
+    for name in tree:
+        if name.startswith("-"):
+            continue
+        if (command := tree[name].default_command) is None:
+            yield from verbs_of(tree[name], *path, name)
+        else:
+            text = inspect.cleandoc(command.__doc__ or "").partition("\nParameters\n")[0]
+            yield (*path, name), text.replace("``", "")
+
+
+def test_the_help_of_a_verb_says_all_that_its_docstring_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verbs = dict(verbs_of(app))
+    assert {("doctor",), ("store", "import"), ("store", "gc"), ("keys", "rotate")} <= verbs.keys()
+    for words, text in verbs.items():
+        assert run([*words, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert " ".join(text.split()) in shown, words
 
 
 def test_without_a_verb_it_helps() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -12,7 +12,19 @@ from rich.markup import escape
 from zfast import __version__
 from zfast.errors import ZfastError
 
-app = App(
+
+class _Verbs(App):
+    def help_print(
+        self, tokens: str | Iterable[str] | None = None, *, console: Console | None = None
+    ) -> None:
+        """Print help; of a verb its docstring, in the place of its line in the list."""
+        verb = self.parse_commands(tokens)[1][-1]
+        if verb.default_command is not None:
+            verb.help = None
+        super().help_print(tokens, console=console)
+
+
+app = _Verbs(
     name="zfast",
     help="The fast path for data in Prefect flows.",
     version=__version__,
@@ -22,7 +34,8 @@ app = App(
     # Ctrl-C is main's, which gives the shell's exit status for it.
     suppress_keyboard_interrupt=False,
 )
-# The help is given here so that the list of verbs imports none of them.
+# The help here is a line in the list of verbs, which imports none of them; of those that have verbs
+# of their own it is all there is.
 app.command(
     "zfast.cli.demo:demo",
     name="demo",
