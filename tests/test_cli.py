@@ -85,6 +85,13 @@ def test_help_of_demo_lists_its_options() -> None:
         (["demo", "--scale", "two"], "--scale"),
         (["demo", "--workers", "0"], "Must be >= 1"),
         (["demo", "--runner", "dask"], "Choose from"),
+        (["demo", "--workers", "1.5"], "'1.5' is not a whole number"),
+        (["worker", "ipc:///x", "-w", "1.5"], "'1.5' is not a whole number"),
+        (["watch", "--count", "1.5"], "'1.5' is not a whole number"),
+        (["metrics", "--port", "80.6"], "'80.6' is not a whole number"),
+        (["ui", "--port", "1.4"], "'1.4' is not a whole number"),
+        (["watch", "--kind", "foo"], 'Choose from: "task-run", "flow-run", "worker"'),
+        (["store", "gc", "--budget", "foo"], "'foo' is not a size"),
     ],
 )
 def test_a_wrong_command_line_exits_2(arguments: list[str], message: str) -> None:

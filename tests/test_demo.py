@@ -263,7 +263,7 @@ def test_a_folder_is_not_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_scale_is_not_for_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["demo", "--input", "own.csv", "--scale", "2"]) == 1
+    assert run(["demo", "--input", "own.csv", "--scale", "2"]) == 2
     assert "--scale is for the flights" in capsys.readouterr().err
 
 

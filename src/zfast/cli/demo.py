@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from cyclopts import Parameter
-from cyclopts.validators import Number
+from cyclopts import CycloptsError, Parameter
 
+from zfast.cli.numbers import Count
 from zfast.errors import ConfigError
 
 DEFAULT_SCALE = 4
@@ -19,8 +19,8 @@ Runner = Literal["thread", "process", "zfast"]
 
 def demo(
     *,
-    scale: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    workers: Annotated[int, Parameter(validator=Number(gte=1))] = 2,
+    scale: Count | None = None,
+    workers: Count = 2,
     runner: Annotated[list[Runner] | None, Parameter(negative="")] = None,
     input: Path | None = None,
     output: Path = Path("zfast-demo"),
@@ -50,7 +50,7 @@ def demo(
     if missing:
         raise ConfigError(f"the demo needs {', '.join(missing)}", hint="pip install 'zfast[demo]'")
     if input is not None and scale is not None:
-        raise ConfigError("--scale is for the flights, not for --input", hint="leave one out")
+        raise CycloptsError("--scale is for the flights, not for --input: leave one out")
 
     from zfast.cli.progress import StepProgress
     from zfast.demo.comparison import compare

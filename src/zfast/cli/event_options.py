@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from zfast.cli.key_options import Environment, Flag, Folder
 from zfast.events.sockets import client_security
 from zfast.events.subscription import Subscription, chosen_endpoint
-
-#: Of a page; 0 lets the system choose.
-Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 
 
 @Parameter(name="*")

@@ -7,8 +7,9 @@ import sys
 
 import msgspec
 
-from zfast.cli.event_options import HERE, Port, Source
+from zfast.cli.event_options import HERE, Source
 from zfast.cli.key_options import Flag
+from zfast.cli.numbers import Port
 from zfast.events.event import Kind
 from zfast.metrics import DEFAULT_PORT, PrometheusPage
 

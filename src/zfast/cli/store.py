@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter, Token
 
 from zfast.cli.store_options import (
     FOUND,
@@ -23,6 +24,11 @@ from zfast.errors import StoreError
 
 if TYPE_CHECKING:
     from zfast.store.folder import Entry
+
+
+def _nbytes(_: object, tokens: Sequence[Token]) -> int:
+    return parse_nbytes(tokens[0].value)
+
 
 app = App(name="store")
 app.command(
@@ -206,7 +212,7 @@ def verify(*, basepath: Basepath = None, delete: Switch = False, json: Switch = 
 def gc(
     *,
     basepath: Basepath = None,
-    budget: str | None = None,
+    budget: Annotated[int | None, Parameter(converter=_nbytes)] = None,
     reset_times: Switch = False,
     dry_run: Switch = False,
     json: Switch = False,
@@ -230,17 +236,16 @@ def gc(
     """
     from zfast.store.retention import collect
 
-    budget_nbytes = None if budget is None else parse_nbytes(budget)
     store = open_store(basepath)
     with show_progress("gc", store) as step:
         done = collect(
             store,
-            budget_nbytes=budget_nbytes,
+            budget_nbytes=budget,
             reset_times=reset_times,
             dry_run=dry_run,
             on_object=lambda entry: step(entry.key),
         )
-    exceeded = budget_nbytes is not None and done.nbytes_left > budget_nbytes
+    exceeded = budget is not None and done.nbytes_left > budget
     status = FOUND if exceeded else UNCHECKED if done.unread else 0
     failures = [error.message for error in (*done.unread, *done.failures)]
     if json:

@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from zfast.cli.event_options import HERE, Port, Source
+from zfast.cli.event_options import HERE, Source
 from zfast.cli.key_options import Flag
+from zfast.cli.numbers import Port
 from zfast.errors import ConfigError, RecvTimeoutError
 from zfast.events.event import Gap, Kind, StateEvent, WorkerEvent
 from zfast.events.subscription import Subscription

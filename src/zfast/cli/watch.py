@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
-from cyclopts.validators import Number
 from rich.console import Console
 from rich.text import Text
 
 from zfast.cli.event_options import HERE, Source
 from zfast.cli.key_options import Flag
+from zfast.cli.numbers import Count
 from zfast.events.event import Event, Gap, PublisherJoined, StateEvent, WorkerEvent
 
 _STYLES = {
@@ -33,9 +33,11 @@ def watch(
     flow: Annotated[list[str] | None, Parameter(negative="")] = None,
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
     state: Annotated[list[str] | None, Parameter(negative="")] = None,
-    kind: Annotated[list[str] | None, Parameter(negative="")] = None,
+    kind: Annotated[
+        list[Literal["task-run", "flow-run", "worker"]] | None, Parameter(negative="")
+    ] = None,
     snapshot: bool = True,
-    count: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    count: Count | None = None,
     json: Flag = False,
     source: Source = HERE,
 ) -> None:
@@ -52,11 +54,11 @@ def watch(
     state
         A state's name or type, such as Retrying or FAILED.
     kind
-        task-run, flow-run or worker.
+        What the states are of.  [default: task-run and flow-run]
     snapshot
         First show the current states of runs.
     count
-        End after so many lines.
+        End after so many states.
     json
         A JSON object a line.
     """

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from zfast.cli.key_options import Environment, Flag
+from zfast.cli.numbers import Count
 
 
 def worker(
     endpoint: str,
     /,
     *,
-    workers: Annotated[int | None, Parameter(name=["--workers", "-w"], validator=Number(gte=1))] = (
-        None
-    ),
+    workers: Annotated[Count | None, Parameter(name=["--workers", "-w"])] = None,
     environment: Environment = None,
     key: str = "client",
     token_file: Annotated[Path | None, Parameter(show_default=False)] = None,
