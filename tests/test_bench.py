@@ -91,11 +91,13 @@ class Checker(HTMLParser):
 
 
 def test_zfast_bench_writes_json_and_a_page_that_loads_nothing(tmp_path):
-    command = [*ZFAST, "bench", "--small", "--output", str(tmp_path)]
+    folder = tmp_path / "[red]made for it"
+    command = [*ZFAST, "bench", "--small", "--output", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "timings say nothing" in done.stdout
-    (result,), (page,) = tmp_path.glob("*.json"), tmp_path.glob("*.html")
+    (result,), (page,) = folder.glob("*.json"), folder.glob("*.html")
+    assert f"{result}\n{page}\n" in done.stdout
     content = json.loads(result.read_text())
     assert content["versions"]["zfast"]
     assert len(content["limits"]) == 15
@@ -105,6 +107,14 @@ def test_zfast_bench_writes_json_and_a_page_that_loads_nothing(tmp_path):
     assert checker.loads == []
     assert checker.tags.count("svg") == 1
     assert checker.tags.count("rect") == len(content["rows"]) == 7
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "/proc"])
+def test_a_folder_that_takes_no_file_is_told_before_the_measurement(folder):
+    command = [*ZFAST, "bench", "--small", "--output", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"zfast: cannot write into {folder}: ")
 
 
 def test_a_row_that_does_not_exist_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from cyclopts import App
 
 import zfast
 from zfast.cli.app import app, run
+from zfast.cli.progress import StepProgress
 
 _MAIN = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
 
@@ -91,6 +92,8 @@ def test_help_of_demo_lists_its_options() -> None:
         (["metrics", "--port", "80.6"], "'80.6' is not a whole number"),
         (["ui", "--port", "1.4"], "'1.4' is not a whole number"),
         (["watch", "--kind", "foo"], 'Choose from: "task-run", "flow-run", "worker"'),
+        (["bench", "--output", ""], "it is empty"),
+        (["demo", "--output", ""], "it is empty"),
         (["store", "gc", "--budget", "foo"], "'foo' is not a size"),
     ],
 )
@@ -140,6 +143,16 @@ def test_an_error_of_ours_shows_message_detail_and_hint() -> None:
     done = run_zfast("fail", before=fail)
     assert done.returncode == 1
     assert done.stderr == "zfast: it [broke]\nthe cause\nhint: mend it\n"
+
+
+def test_progress_takes_no_name_for_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with StepProgress() as progress:
+        progress.step("reading [a/b] and [/]")
+        progress.update("half of [c]")
+    assert "reading [a/b] and [/]: 0.0 s" in capsys.readouterr().err
 
 
 def test_ctrl_c_exits_130() -> None:

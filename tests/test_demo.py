@@ -86,7 +86,7 @@ def start_until(line_start: str, temp_folder: Path, n_processes: int) -> subproc
 @pytest.mark.timeout(120)
 @pytest.mark.long
 def test_flights_on_thread_and_zfast(temp_folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "made" / "for it"
+    output = tmp_path / "made" / "[red]for it"
     done = subprocess.run(
         [*_COMMAND, "--scale=1", "--runner=thread", "--runner=zfast", f"--output={output}"],
         env=environment(temp_folder),
@@ -101,6 +101,7 @@ def test_flights_on_thread_and_zfast(temp_folder: Path, tmp_path: Path) -> None:
     assert "Frontier Airlines Inc." in done.stdout
     assert "All runners gave this same answer." in done.stdout
     assert "ProcessPoolTaskRunner" not in done.stdout
+    assert f"picture: {output / 'runners.png'}" in done.stdout
     assert (output / "runners.png").read_bytes().startswith(_PNG_SIGNATURE)
     assert leftovers([], temp_folder, within_s=0) == []
 
@@ -267,10 +268,13 @@ def test_scale_is_not_for_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--scale is for the flights" in capsys.readouterr().err
 
 
-def test_output_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("folder", ["file/folder", "/proc"])
+def test_output_where_no_file_can_be(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
-    assert run(["demo", "--output", str(tmp_path / "file" / "folder")]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert run(["demo", "--output", str(tmp_path / folder)]) == 1
+    assert f"cannot write into {tmp_path / folder}" in capsys.readouterr().err
 
 
 def _body(task_run_id: str, start_s: float, length_s: float, *upstream: str) -> Body:

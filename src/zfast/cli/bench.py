@@ -16,13 +16,14 @@ from zfast.benchmark.measure import BenchResult, new_result, run_row
 from zfast.benchmark.page import render
 from zfast.benchmark.rows import core_rows
 from zfast.benchmark.words import findings, format_limit, format_rate, format_times
+from zfast.cli.output_folder import OutputFolder, make_folder
 from zfast.cli.progress import StepProgress
 from zfast.errors import ConfigError
 
 
 def bench(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("zfast-bench"),
+    output: Annotated[OutputFolder, Parameter(name=["--output", "-o"])] = Path("zfast-bench"),
     rows: Annotated[list[str] | None, Parameter(negative="")] = None,
     small: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -49,6 +50,7 @@ def bench(
             f"no row has {', '.join(map(repr, rows or []))} in its name",
             hint="the rows: " + "; ".join(row.name for row in core_rows()),
         )
+    make_folder(output)
     with StepProgress() as progress:
         progress.step("limits of this machine")
         result = new_result(measure_limits(small), small)
@@ -57,7 +59,6 @@ def bench(
             result.rows.append(
                 run_row(row, lambda done, wanted: progress.update(f"round {done} of {wanted}"))
             )
-    output.mkdir(parents=True, exist_ok=True)
     stem = output / f"{datetime.now():%Y%m%d-%H%M%S}"
     encoded = msgspec.json.format(msgspec.json.encode(result), indent=1)
     stem.with_suffix(".json").write_bytes(encoded + b"\n")
@@ -70,9 +71,9 @@ def bench(
 
 
 def _print(result: BenchResult, stem: Path) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if result.small:
-        console.print("[bold yellow]A small run: its timings say nothing.")
+        console.print("A small run: its timings say nothing.", style="bold yellow")
     limits = Table(title="limits of this machine", title_justify="left")
     limits.add_column("what")
     limits.add_column("median", justify="right")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from cyclopts import CycloptsError, Parameter
 
 from zfast.cli.numbers import Count
+from zfast.cli.output_folder import OutputFolder, make_folder
 from zfast.errors import ConfigError
 
 DEFAULT_SCALE = 4
@@ -23,7 +24,7 @@ def demo(
     workers: Count = 2,
     runner: Annotated[list[Runner] | None, Parameter(negative="")] = None,
     input: Path | None = None,
-    output: Path = Path("zfast-demo"),
+    output: OutputFolder = Path("zfast-demo"),
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
     """Run one flow on Prefect's task runners and on zfast's, side by side.
@@ -54,11 +55,11 @@ def demo(
 
     from zfast.cli.progress import StepProgress
     from zfast.demo.comparison import compare
-    from zfast.demo.picture import check_folder, draw
+    from zfast.demo.picture import draw
     from zfast.demo.report import as_json, print_report
     from zfast.demo.workloads import flights_workload, table_workload
 
-    check_folder(output)
+    make_folder(output)
     with StepProgress() as progress:
         if input is None:
             workload = flights_workload(scale or DEFAULT_SCALE)

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -29,14 +30,14 @@ class StepProgress:
         self._text = text
         self._start_s = time.monotonic()
         if self._status is not None:
-            self._status.update(text)
+            self._status.update(Text(text))
         else:
             print(text, file=sys.stderr, flush=True)
 
     def update(self, text: str) -> None:
         """Show how far the step is, on a terminal."""
         if self._status is not None:
-            self._status.update(f"{self._text}: {text}")
+            self._status.update(Text(f"{self._text}: {text}"))
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -57,4 +58,5 @@ class StepProgress:
 
     def _finish(self) -> None:
         if self._status is not None and self._text:
-            self._console.print(f"[dim]{self._text}: {time.monotonic() - self._start_s:.1f} s[/]")
+            took = f"{self._text}: {time.monotonic() - self._start_s:.1f} s"
+            self._console.print(Text(took, style="dim"))

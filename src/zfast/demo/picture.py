@@ -17,17 +17,6 @@ _MEMORY_COLOR = "#30638e"
 _ANSWER_COLOR = "#edae49"
 
 
-def check_folder(folder: Path) -> None:
-    """Fail early if the picture could not be written.
-
-    Raises:
-        ConfigError: ``folder`` is a file, or cannot be made.
-    """
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"{existing} is not a folder", hint="give a folder with --output")
-
-
 def draw(comparison: Comparison, folder: Path) -> Path:
     """Draw time and memory of each runner, and the answer where it names delays.
 

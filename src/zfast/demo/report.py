@@ -28,9 +28,9 @@ peak memory: {memory_kind} of the flow's process and its children, sampled every
 
 def print_report(comparison: Comparison, picture: Path) -> None:
     """Print the figures, how they were taken, and the answer, to standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if console.width < _MIN_WIDTH and not console.is_terminal:
-        console = Console(highlight=False, width=_MIN_WIDTH)
+        console = Console(highlight=False, markup=False, width=_MIN_WIDTH)
     console.print(_figures(comparison))
     notes = _NOTES.format(
         max_workers=comparison.max_workers, memory_kind=comparison.runs[0].memory_kind
