@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cyclopts import App
@@ -17,10 +19,13 @@ from zfast.cli.progress import StepProgress
 _MAIN = "import sys; sys.argv[0] = 'zfast'; from zfast.cli import main; main()"
 
 
-def run_zfast(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command, after some Python of the test's own."""
+def run_zfast(
+    *arguments: str, before: str = "", ends: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, after some Python of the test's own; ``ends`` are a shell's redirections."""
+    command = shlex.join([sys.executable, "-c", f"{before}\n{_MAIN}", *arguments])
     return subprocess.run(
-        [sys.executable, "-c", f"{before}\n{_MAIN}", *arguments],
+        ["sh", "-c", f"{command} {ends}"],
         capture_output=True,
         text=True,
         timeout=50,
@@ -105,11 +110,79 @@ def test_a_wrong_command_line_exits_2(arguments: list[str], message: str) -> Non
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("package", ["cyclopts", "rich"])
-def test_a_missing_extra_is_one_clear_line(package: str) -> None:
-    done = run_zfast("--help", before=f"import sys; sys.modules[{package!r}] = None")
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("cyclopts", "cli", ["--help"]),
+        ("rich", "cli", ["--help"]),
+        ("psutil", "cli", ["top", "--once"]),
+        ("packaging", "cli", ["doctor"]),
+        ("opentelemetry", "metrics", ["metrics"]),
+        ("pydantic_settings", "security", ["status", "tcp://127.0.0.1:1"]),
+        ("pydantic_settings", "security", ["worker", "tcp://127.0.0.1:1"]),
+        ("pydantic_settings", "security", ["relay", "tcp://127.0.0.1:1"]),
+    ],
+)
+def test_a_missing_extra_is_one_clear_line(package: str, extra: str, arguments: list[str]) -> None:
+    done = run_zfast(*arguments, before=f"import sys; sys.modules[{package!r}] = None")
     assert done.returncode == 1
-    assert done.stderr == (f"zfast: the command line needs {package}: pip install 'zfast[cli]'\n")
+    assert done.stderr == (
+        f"zfast: the command line needs {package}: pip install 'zfast[{extra}]'\n"
+    )
+
+
+def test_what_zfast_says_at_import_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZFAST_CORE", "foo")
+    done = run_zfast("status")
+    assert done.returncode == 1
+    assert done.stderr == "zfast: ZFAST_CORE=foo: it may be 'plain' or 'compiled'\n"
+
+
+def test_an_import_that_fails_for_another_reason_is_no_matter_of_packages() -> None:
+    done = run_zfast("status", before="import sys; sys.modules['zfast.addresses'] = None")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "import of zfast.addresses halted" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["status"], ["top", "--once"]])
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_a_standard_stream_may_be_closed(arguments: list[str], descriptor: int) -> None:
+    done = run_zfast(*arguments, ends=f"{descriptor}>&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout == "") == (descriptor == 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"], ["doctor"]])
+def test_a_full_disk_under_the_output_is_one_clear_line(arguments: list[str]) -> None:
+    done = run_zfast(*arguments, ends=">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "zfast: cannot write the output: No space left on device\n"
+
+
+def test_a_full_disk_elsewhere_is_told_as_what_it_is() -> None:
+    fail = (
+        "import zfast.cli.app as app\n"
+        "def fail(): raise OSError(28, 'No space left on device', '/a/file')\n"
+        "app.app.command(fail, name='fail')"
+    )
+    done = run_zfast("fail", before=fail)
+    assert done.returncode == 1
+    assert "No space left on device: '/a/file'" in done.stderr
+    assert "the output" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_worker_goes_on_where_nobody_can_be_told() -> None:
+    say = "from zfast.cli.worker import _say; _say('joined')"
+    done = run_zfast("--version", before=say, ends=">/dev/full")
+    assert done.stderr == "zfast: cannot write the output: No space left on device\n"
+
+
+def test_a_reader_that_has_gone_ends_a_verb_without_a_word() -> None:
+    done = run_zfast("--help", ends="| true")
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_demo_without_its_packages_names_them() -> None:

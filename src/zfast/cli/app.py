@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from zfast import __version__
+from zfast.cli.standard_streams import OutputError
 from zfast.errors import ZfastError
 
 
@@ -120,9 +122,11 @@ def run(arguments: Sequence[str]) -> int:
     except ZfastError as error:
         _print_error(console, error)
         return 1
-    except BrokenPipeError:
-        # The reader of our output has gone; nothing may be written to it at exit either.
+    except OutputError as error:
+        # What is left may not be written at exit either.
         sys.stdout = None
+        if error.errno != errno.EPIPE:
+            console.print(f"[red]zfast:[/] cannot write the output: {error.strerror}")
         return 1
     return status if isinstance(status, int) else 0
 

@@ -42,12 +42,7 @@ def relay(
     """
     security = None
     if endpoint.startswith("tcp:") and not insecure:
-        try:
-            security = ServerSecurity.load(environment, folder=folder)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"keys need {error.name}", hint="pip install 'zfast[security]'"
-            ) from error
+        security = ServerSecurity.load(environment, folder=folder)
     elif environment is not None or folder is not None:
         raise ConfigError(
             "environment and folder are for a relay on tcp with keys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -71,5 +72,6 @@ def _n_processors() -> int:
 
 
 def _say(sentence: str) -> None:
-    sys.stdout.write(sentence + "\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # the work goes on where nobody can be told of it
+        sys.stdout.write(sentence + "\n")
+        sys.stdout.flush()
