@@ -402,7 +402,13 @@ def test_the_command_exits_0_when_all_is_well_and_3_with_problems(folder):
     assert "✗ keys" in bad.stdout
     assert "chmod 600" in bad.stdout
     assert "✗ endpoint" in bad.stdout
-    assert zfast_doctor("ipc://x").returncode == 1
+
+
+@pytest.mark.parametrize("url", ["ipc:///x", "inproc://x", "tcp://host:*", "tcp://host", "host"])
+def test_what_is_no_endpoint_of_a_server_is_told_before_anything_else(folder, url):
+    done = zfast_doctor("tcp://127.0.0.1:1", url, "--folder", str(folder.path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"zfast: {url!r} ")
 
 
 def test_the_doctor_shows_no_secret(folder):

@@ -7,7 +7,6 @@ import sys
 import msgspec
 
 from zfast.cli.key_options import Environment, Flag, Folder, settings_of
-from zfast.errors import ConfigError
 
 #: Problems were found.
 _PROBLEMS = 3
@@ -35,12 +34,7 @@ def doctor(
         Print JSON and nothing else.
     """
     settings = settings_of(folder, environment)
-    try:
-        from zfast.diagnosis.examination import examine
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the doctor needs {error.name}", hint="pip install 'zfast[security,cli]'"
-        ) from error
+    from zfast.diagnosis.examination import examine
     from zfast.diagnosis.finding import Level
 
     found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from zfast.diagnosis.clock import check_clock
@@ -12,7 +12,7 @@ from zfast.diagnosis.libraries import check_libraries
 from zfast.diagnosis.listening import check_listening
 from zfast.diagnosis.memory import check_descriptors, check_memory
 from zfast.diagnosis.shared_memory import check_huge_pages, check_shared_memory
-from zfast.diagnosis.stranger import check_endpoint
+from zfast.diagnosis.stranger import check_endpoint, parse_tcp
 from zfast.diagnosis.tokens import check_token
 from zfast.diagnosis.versions import check_versions
 from zfast.errors import ConfigError
@@ -22,7 +22,7 @@ from zfast.security.settings import SecuritySettings
 from zfast.security.sources import load_policy, load_trusted_servers
 
 
-def examine(settings: SecuritySettings, endpoints: Iterable[str] = ()) -> Iterator[Finding]:
+def examine(settings: SecuritySettings, endpoints: Collection[str] = ()) -> Iterator[Finding]:
     """Look at everything; changes nothing.
 
     Args:
@@ -30,8 +30,10 @@ def examine(settings: SecuritySettings, endpoints: Iterable[str] = ()) -> Iterat
         endpoints: Of other processes or hosts, to be tried as a stranger would.
 
     Raises:
-        ConfigError: One is no tcp endpoint.
+        ConfigError: One is no tcp endpoint; before anything is looked at.
     """
+    for endpoint in endpoints:
+        parse_tcp(endpoint)
     yield from check_versions()
     found = list(check_libraries())
     yield from found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from zfast.addresses import host_and_port, parse_endpoint
 from zfast.diagnosis.finding import Finding, Level
-from zfast.errors import HandshakeError
+from zfast.errors import ConfigError, HandshakeError
 from zfast.security.client_security import ClientSecurity, find_server_key
 from zfast.security.curve_keys import KeyPair, PublicKey
 
@@ -33,9 +33,9 @@ def check_endpoint(
     Raises:
         ConfigError: It is no tcp endpoint.
     """
-    host, port = host_and_port(str(parse_endpoint(url, guarded=True)))
+    host, port = parse_tcp(url)
     try:
-        mechanism = announced_mechanism(host.strip("[]"), int(port))
+        mechanism = announced_mechanism(host, port)
     except OSError as error:
         yield Finding(
             _CHECK,
@@ -58,6 +58,21 @@ def check_endpoint(
         )
     else:
         yield _with_unknown_key(url, tuple(servers), takes_tokens)
+
+
+def parse_tcp(url: str) -> tuple[str, int]:
+    """Host, without brackets, and port of an endpoint that can be connected to.
+
+    Raises:
+        ConfigError: It is no tcp endpoint, or names no port.
+    """
+    endpoint = parse_endpoint(url, guarded=True)
+    host, port = host_and_port(str(endpoint))
+    if endpoint.scheme != "tcp" or port == "*":
+        raise ConfigError(
+            f"{url!r} cannot be tried by a stranger", hint="give the tcp://HOST:PORT of a server"
+        )
+    return host.strip("[]"), int(port)
 
 
 def announced_mechanism(host: str, port: int, timeout_s: float = PATIENCE_S) -> str | None:
