@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from rich.console import Console
 
 from events_process import make_event
+from test_ip_family import needs_ipv6
 from zfast.cli.top_screen import draw
 from zfast.errors import ConfigError
 from zfast.events.event import Gap, Input, StateEvent, WorkerEvent
@@ -120,6 +122,8 @@ def test_the_page_is_what_the_dashboard_asks_for() -> None:
             text = answer.read().decode()
         with pytest.raises(ConfigError, match="another port"):
             PrometheusPage(port=page.port)
+    with pytest.raises(ConfigError, match="give an address that this host has"):
+        PrometheusPage(port=0, host="192.0.2.1")
     names = {line.split("{")[0] for line in text.splitlines() if line.startswith("zfast_")}
     dashboard = json.loads(DASHBOARD.read_text())
     asked = " ".join(
@@ -170,6 +174,24 @@ def test_top_fits_its_screen(width: int, height: int) -> None:
     assert all(len(line) <= width for line in lines)
 
 
+@pytest.mark.parametrize(
+    "milliseconds", [0.0, 9.994, 9.995, 99.94, 99.95, 9999.4, 9999.5, 999_499, 999_500, 6e7, 3e9]
+)
+def test_top_says_latencies_on_one_line(milliseconds: float) -> None:
+    event = make_event(0, state="Running")
+    event.state_ns = time.time_ns() - round(milliseconds * 1e6)
+    tally = Tally()
+    tally.add(event)
+    ended = make_event(0, state="Completed")
+    ended.state_ns = event.state_ns + round(milliseconds * 1e6)
+    tally.add(ended)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(draw(tally, width=80, height=24))
+    lines = console.export_text().splitlines()
+    assert re.match(r"latency ms  (p\d\d \S+  ?){3} ?task ms (p\d\d [^ –]{2,4} *){3}$", lines[1])
+    assert lines[2].startswith("hand-over")
+
+
 def test_top_filters() -> None:
     tally = Tally()
     for number, flow in enumerate(["etl", "report"]):
@@ -212,9 +234,19 @@ def test_top_once(publisher: Publisher) -> None:
     assert "zfast top" in run_zfast("top", "--once").stdout
 
 
-def test_metrics_verb(publisher: Publisher) -> None:
+def test_top_is_as_wide_as_COLUMNS_says(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    _, _, _, _, heads, *_ = run_zfast("top", "--once").stdout.splitlines()
+    assert heads.startswith("flow run")
+    assert len(heads.rstrip()) > 100
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_metrics_verb(host: str, publisher: Publisher) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", _ZFAST, "metrics", "--port", "0", "--json"],
+        [sys.executable, "-c", _ZFAST, "metrics", "--host", host, "--port", "0", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -6,6 +6,7 @@ The instruments belong to whatever meter is given, so that they go where a progr
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -168,9 +169,10 @@ class PrometheusPage:
     Attributes:
         metrics: Where to add events.
         port: Where it listens.
+        url: Where it is read.
 
     Raises:
-        ConfigError: A package is missing, or the port is taken.
+        ConfigError: A package is missing, the port is taken, or the host is not this one.
     """
 
     def __init__(self, port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> None:
@@ -182,14 +184,17 @@ class PrometheusPage:
             raise ConfigError(
                 f"the Prometheus page needs {error.name}", hint="pip install 'zfast[metrics]'"
             ) from error
+        shown = f"[{host}]" if ":" in host else host
         try:
             self._server, self._thread = start_http_server(port, addr=host)
         except OSError as error:
+            taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
             raise ConfigError(
-                f"the metrics cannot be served at {host}:{port}: {error.strerror}",
-                hint="choose another port",
+                f"the metrics cannot be served at {shown}:{port}: {error.strerror}",
+                hint="choose another port" if taken else "give an address that this host has",
             ) from error
         self.port = self._server.server_port
+        self.url = f"http://{shown}:{self.port}/metrics"
         self._provider = MeterProvider(metric_readers=[PrometheusMetricReader()])
         self.metrics = EventMetrics(self._provider.get_meter("zfast"))
 

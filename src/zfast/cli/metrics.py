@@ -35,8 +35,7 @@ def metrics(
     subscription = source.subscribe(kinds=[kind.value for kind in Kind])
     signal.signal(signal.SIGTERM, lambda *_: subscription.close())
     with subscription as events, PrometheusPage(port, host) as page:
-        url = f"http://{host}:{page.port}/metrics"
-        line = msgspec.json.encode({"url": url}).decode() if json else f"metrics at {url}"
+        line = msgspec.json.encode({"url": page.url}).decode() if json else f"metrics at {page.url}"
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
         for event in events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from rich.live import Live
 
 from zfast.cli.event_options import HERE, Source
 from zfast.cli.key_options import Flag
-from zfast.cli.top_screen import as_figures, draw, terminal_size
+from zfast.cli.top_screen import as_figures, draw
 from zfast.errors import ChannelClosedError, RecvTimeoutError
 from zfast.events.event import Kind
 from zfast.events.subscription import Subscription
@@ -70,7 +71,7 @@ def _show(events: Subscription, tally: Tally, interval: float) -> None:
     pattern, typing = "", False
     with _keys() as keyboard, Live(screen=True, auto_refresh=False) as live:
         while True:
-            width, height = terminal_size()
+            width, height = shutil.get_terminal_size((80, 24))
             live.update(
                 draw(tally, width=width, height=height - 1, pattern=pattern, typing=typing),
                 refresh=True,
@@ -106,7 +107,7 @@ def _print(tally: Tally, *, json: bool) -> None:
         sys.stdout.write(msgspec.json.encode(as_figures(tally)).decode() + "\n")
         sys.stdout.flush()
         return
-    width, height = terminal_size()
+    width, height = shutil.get_terminal_size((80, 24))
     Console(highlight=False).print(draw(tally, width=width, height=height))
 
 

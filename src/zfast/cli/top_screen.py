@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from dataclasses import asdict
@@ -108,7 +107,7 @@ def _headline(tally: Tally) -> Text:
         text.append(f"  {tally.lost} missing", style="bold yellow")
     text.append("\nlatency ms  ")
     text.append(_percentiles(tally.latency()))
-    text.append("    task ms  ")
+    text.append("   task ms ")
     text.append(_percentiles(tally.durations()))
     text.append("\nhand-over   ")
     text.append(f"{tally.handover_rate() / 1e9:.2f} GB/s", style="bold")
@@ -183,7 +182,19 @@ def _count(number: int, style: str) -> Text:
 def _percentiles(values: Percentiles) -> str:
     if values.p50_ms is None or values.p95_ms is None or values.p99_ms is None:
         return "p50 –  p95 –  p99 –"
-    return f"p50 {values.p50_ms:.2f}  p95 {values.p95_ms:.2f}  p99 {values.p99_ms:.2f}"
+    figures = [_four_columns(each) for each in (values.p50_ms, values.p95_ms, values.p99_ms)]
+    return "p50 {}  p95 {}  p99 {}".format(*figures)
+
+
+def _four_columns(milliseconds: float) -> str:
+    """So many, or from 10 s on in a unit that is named."""
+    for below_ms, unit, unit_ms, digits in (
+        (9.995, "", 1, 2), (99.95, "", 1, 1), (9999.5, "", 1, 0),
+        (999_500, "s", 1000, 0), (999.5 * 60_000, "m", 60_000, 0),
+    ):  # fmt: skip
+        if milliseconds < below_ms:
+            return f"{milliseconds / unit_ms:.{digits}f}{unit}"
+    return f"{milliseconds / 3_600_000:.0f}h"
 
 
 def _age(flow: FlowTally) -> str:
@@ -202,12 +213,3 @@ def _memory(worker: str) -> str:
         return f"{psutil.Process(int(pid)).memory_info().rss >> 20} MiB"
     except psutil.Error:
         return "ended"
-
-
-def terminal_size() -> tuple[int, int]:
-    """Columns and lines; 80 and 24 where there is no terminal."""
-    try:
-        size = os.get_terminal_size()
-    except OSError:
-        return 80, 24
-    return (size.columns or 80), (size.lines or 24)
