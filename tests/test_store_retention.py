@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from other_user import not_as_root
 from zfast.codec import Payload
 from zfast.errors import ConfigError, KeyNotFoundError, StoreError
 from zfast.store import BoundedStore, FolderStore, bounded, leases, retention
@@ -341,6 +343,29 @@ def test_nothing_is_removed_where_nobody_can_say_what_is_used(
         collect(store, budget_nbytes=0)
     store.put("other", b"")
     assert keys(store) == {"k", "other"}
+
+
+@pytest.mark.parametrize("closed", ["folder", "lease"])
+def test_nothing_is_removed_while_leases_cannot_be_read(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        store = FolderStore(f"{made}/store")
+        put(store, "used")
+        using = user(store, "store.get('used')")
+        folder = Path(store.basepath, ".zfast", "leases")
+        unreadable = folder if closed == "folder" else max(folder.iterdir(), key=_size)
+        try:
+            collector = FolderStore(store.basepath)
+            with not_as_root(Path(made)):
+                unreadable.chmod(0o300 if closed == "folder" else 0o200)
+                with pytest.raises(StoreError, match="cannot see which objects"):
+                    collect(collector, budget_nbytes=0)
+            assert keys(store) == {"used"}
+        finally:
+            end(using)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def test_a_collector_that_is_stopped_holds_up_no_writer(

@@ -129,7 +129,8 @@ class Leases:
         """Every key that a live process holds. In the block, nobody comes to hold another.
 
         Raises:
-            StoreError: The gate cannot be had, so that nobody can say what is held.
+            StoreError: The gate cannot be had or a lease not read, so that nobody can say what is
+                held.
         """
         with self._lock:
             try:
@@ -137,34 +138,36 @@ class Leases:
                     self._open()
                 passed = self._pass_gate(fcntl.LOCK_EX, 10 * GATE_WAIT_S)
             except OSError as error:
-                raise StoreError(
-                    f"cannot see which objects of {self._zfast_folder} are in use: "
-                    f"{error.strerror}",
-                    errno=error.errno,
-                    hint="the folder must be writable, and its file system must support locks "
-                    "(on NFS: mount it without `nolock`)",
-                ) from error
+                raise self._cannot_see(error) from error
             if not passed:
                 raise StoreError(
                     f"another process does not let go of {self._folder}/{GATE}",
                     hint="look for a `zfast store gc` that was stopped, and end it",
                 )
             try:
-                yield self._read_all()
+                try:
+                    keys = self._read_all()
+                except OSError as error:
+                    raise self._cannot_see(error) from error
+                yield keys
             finally:
                 fcntl.lockf(self._gate_fd, fcntl.LOCK_UN)
         self._end_scopes()
 
     def sweep(self, *, dry_run: bool = False) -> int:
         """Remove the leases of processes that are gone; how many."""
-        return sum(remove_unlocked(path, dry_run=dry_run) for path in self._paths())
+        try:
+            paths = self._paths()
+        except OSError:
+            return 0
+        return sum(remove_unlocked(path, dry_run=dry_run) for path in paths)
 
     def _read_all(self) -> set[str]:
         keys = set().union(*self._held.values())
         for path in self._paths():
             if remove_unlocked(path):
                 continue
-            with suppress(OSError), open(path, "rb") as file:
+            with suppress(FileNotFoundError), open(path, "rb") as file:
                 # A last one without its NUL was cut off by the death of its writer; a full disk
                 # may have cut others, which are nobody's.
                 keys.update(map(os.fsdecode, file.read().split(b"\0")[:-1]))
@@ -172,11 +175,17 @@ class Leases:
         return keys
 
     def _paths(self) -> list[str]:
-        try:
-            names = os.listdir(self._folder)
-        except OSError:
-            return []
-        return [os.path.join(self._folder, name) for name in names if name != GATE]
+        return [
+            os.path.join(self._folder, name) for name in os.listdir(self._folder) if name != GATE
+        ]
+
+    def _cannot_see(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot see which objects of {self._zfast_folder} are in use: {error.strerror}",
+            errno=error.errno,
+            hint="the folder and what is in it must be readable and writable, and its file system "
+            "must support locks (on NFS: mount it without `nolock`)",
+        )
 
     def _is_open(self) -> bool:
         # The folder of a store may be removed, and made anew, while we live.
