@@ -17,7 +17,9 @@ from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerDiedError, WorkerError
 from zfast.runner.hub import Hub
+from zfast.runner.lease_desk import LeaseDesk
 from zfast.runner.policy import Policy
+from zfast.sharing.handover import Parcel
 from zfast.sharing.lease_table import DRIVER
 
 pytestmark = pytest.mark.skipif(
@@ -256,6 +258,79 @@ def test_a_producer_killed_during_hand_over(hub_jobs):
     assert decode(parcel(jobs.submit(ones, N)).open()).sum() == N
 
 
+def published_twice(handover):
+    """Two parcels with one array: each has a lease of its own, on a publication of its own."""
+    array = np.arange(N)
+    block = arena.copy_in(array)
+    header = encode(array).header
+    return [Parcel(header, [handover.publish(block, array.nbytes)]) for _ in range(2)]
+
+
+def test_a_lease_may_end_while_what_it_is_on_is_passed_on(hub_jobs, monkeypatch):
+    def cached(n, _):
+        import hub_executor
+
+        if not hasattr(hub_executor, "frame"):
+            hub_executor.frame = pd.DataFrame({"a": np.arange(n)})
+        return hub_executor.frame
+
+    jobs = hub_jobs(max_workers=1)
+    first, second = (parcel(jobs.submit(cached, N)) for _ in range(2))
+    one, other = (result.parts[0].descriptor for result in (first, second))
+    assert one.offset == other.offset
+    assert one.generation < other.generation
+    kept = [first, decode(first.open())]  # found first, whoever asks
+    del first
+    frame = decode(second.open())
+    lease_again = LeaseDesk.lease_again
+
+    def end_first(desk, *found):
+        kept.clear()
+        gc.collect()
+        return lease_again(desk, *found)
+
+    monkeypatch.setattr(LeaseDesk, "lease_again", end_first)
+    again = jobs.hub.handover.pack(encode(frame))
+    monkeypatch.undo()
+    assert not kept
+    assert again.parts[0].descriptor == one
+    assert jobs.value(jobs.submit(lambda frame, _: frame.a.sum(), again)) == frame.a.sum()
+
+
+def test_a_workers_lease_may_end_while_what_it_is_on_is_returned(hub_jobs):
+    jobs = hub_jobs(max_workers=1)
+    first, second = published_twice(jobs.hub.handover)
+
+    def keep(array, _):
+        import hub_executor
+
+        hub_executor.kept = [array]
+
+    def pass_on(array, _):
+        import hub_executor
+        from zfast.runner.worker_leases import WorkerLeases
+
+        pack = WorkerLeases.pack
+
+        def pack_while_another_ends(self, *args):
+            WorkerLeases.pack = pack
+            packed = pack(self, *args)
+            hub_executor.kept.clear()
+            gc.collect()
+            while self._ended:  # until the hub is told
+                time.sleep(0.001)
+            return packed
+
+        WorkerLeases.pack = pack_while_another_ends
+        return array
+
+    jobs.value(jobs.submit(keep, first))
+    del first
+    result = parcel(jobs.submit(pass_on, second))
+    assert result.shared_nbytes == N * 8
+    assert (decode(result.open()) == np.arange(N)).all()
+
+
 @pytest.mark.parametrize("what", ["segment_id", "generation", "offset", "nbytes", "replayed"])
 def test_a_forged_descriptor_is_refused_and_its_sender_killed(hub_jobs, caplog, what):
     jobs = hub_jobs(max_workers=1)
@@ -269,7 +344,7 @@ def test_a_forged_descriptor_is_refused_and_its_sender_killed(hub_jobs, caplog, 
         pack = WorkerLeases.pack
 
         def pack_and_forge(self, job_id, payloads):
-            done, buffers = pack(self, job_id, payloads)
+            done, buffers, parcels = pack(self, job_id, payloads)
             real = next(d for d in done.shared if d is not None)
             change = {
                 "segment_id": {"segment_id": b"x" * 16},
@@ -280,7 +355,7 @@ def test_a_forged_descriptor_is_refused_and_its_sender_killed(hub_jobs, caplog, 
             }[what]
             forged = msgspec.structs.replace(real, **change)
             shared = [None if d is None else forged for d in done.shared]
-            return msgspec.structs.replace(done, shared=shared), buffers
+            return msgspec.structs.replace(done, shared=shared), buffers, parcels
 
         WorkerLeases.pack = pack_and_forge
         return np.ones(100_000)

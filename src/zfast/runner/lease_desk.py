@@ -19,7 +19,7 @@ from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentServer
 from zfast.sharing.handover import Handover, Parcel
 from zfast.sharing.lease_table import DRIVER, Effect, LeaseTable, Process
-from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
+from zfast.sharing.segments import Found, Lease, OwnSegment, PeerSegment, Segment
 
 logger = logging.getLogger("zfast.runner")
 
@@ -60,10 +60,11 @@ class LeaseDesk:
         self._command(lambda: self._table.publish(DRIVER, descriptor, DRIVER))
         return Lease(descriptor, segment, self._end)
 
-    def lease_again(self, descriptor: Descriptor, segment: Segment) -> Lease:
+    def lease_again(self, found: Found) -> Lease:
         """Another lease for the driver on what it has one on."""
-        self._command(lambda: self._table.grant(descriptor, DRIVER, by=DRIVER))
-        return Lease(descriptor, segment, self._end)
+        # That one is held by the caller: its end is a later command than this.
+        self._command(lambda: self._table.grant(found.descriptor, DRIVER, by=DRIVER))
+        return Lease(found.descriptor, found.lease.segment, self._end)
 
     def _end(self, descriptor: Descriptor) -> None:
         self._command(lambda: self.release(DRIVER, [descriptor.key]))

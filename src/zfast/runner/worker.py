@@ -149,7 +149,7 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int
     """Run a job and send its result; the bytes of it that are shared."""
     try:
         result = executor.run(order.code, order.context, order.parcels, order.attempt[1])
-        done, buffers = connection.leases.pack(order.attempt, result)
+        done, buffers, parcels = connection.leases.pack(order.attempt, result)
     except BaseException as error:
         # SystemExit and KeyboardInterrupt of a task end the task, not the worker.
         message = error.message if isinstance(error, WorkerError) else str(error)
@@ -161,4 +161,4 @@ def _run_job(connection: HubConnection, executor: Executor, order: Order) -> int
         connection.post_and_wait(done, buffers)
     else:
         connection.post(done, [bytes(buffer) for buffer in buffers])
-    return sum(descriptor.nbytes for descriptor in done.shared if descriptor is not None)
+    return sum(parcel.shared_nbytes for parcel in parcels)  # their leases are held until here

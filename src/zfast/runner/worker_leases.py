@@ -20,7 +20,7 @@ from zfast.runner.protocol import (
 from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentClient
 from zfast.sharing.handover import Handover, Parcel
-from zfast.sharing.segments import Lease, OwnSegment, PeerSegment, Segment
+from zfast.sharing.segments import Found, Lease, OwnSegment, PeerSegment, Segment
 
 
 class WorkerLeases:
@@ -49,14 +49,14 @@ class WorkerLeases:
 
     def pack(
         self, attempt: AttemptId, payloads: Iterable[Payload]
-    ) -> tuple[Done, list[bytes | memoryview]]:
-        """The message with a job's result, and the buffers that travel with it.
+    ) -> tuple[Done, list[bytes | memoryview], list[Parcel]]:
+        """The message with a job's result, the buffers that travel with it, and what it rests on.
 
-        What the payloads were encoded from must live until it is on its way.
+        The parcels, and what the payloads were encoded from, must live until it is on its way.
         """
         parcels = [self.handover.pack(payload) for payload in payloads]
         counts, shared, buffers = join_parcels(parcels)
-        return Done(attempt, counts, shared), buffers
+        return Done(attempt, counts, shared), buffers, parcels
 
     def add_segment(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
         """Make a segment of this worker known to the hub."""
@@ -67,7 +67,9 @@ class WorkerLeases:
         """Stand for a publication that the hub opens when it reads the message about it."""
         return Lease(descriptor, segment, None)
 
-    lease_again = publish
+    def lease_again(self, found: Found) -> Lease:
+        """Stand for a lease that the hub gives the driver when it reads the message about it."""
+        return Lease(found.descriptor, found.lease.segment, None, rests_on=found.lease)
 
     def _end(self, descriptor: Descriptor) -> None:
         self._ended.append(descriptor)

@@ -14,7 +14,7 @@ from zfast import arena
 from zfast.codec import Payload, address_of
 from zfast.errors import ArenaError, TransportError
 from zfast.sharing.descriptor import Descriptor
-from zfast.sharing.segments import Lease, OwnSegment, Segment
+from zfast.sharing.segments import Found, Lease, OwnSegment, Segment
 
 logger = logging.getLogger("zfast.runner")
 
@@ -116,7 +116,7 @@ class Authority(Protocol):
         """Open a publication of this process; the lease says how long it is needed here."""
         ...
 
-    def lease_again(self, descriptor: Descriptor, segment: Segment) -> Lease:
+    def lease_again(self, found: Found) -> Lease:
         """Pass on a publication, or a part of it, that this process holds a lease on."""
         ...
 
@@ -197,7 +197,7 @@ class Handover:
     def identify(self, buffer: memoryview) -> Descriptor | None:
         """Name the memory of a buffer that was received and so can never change, else None."""
         found = self._find(buffer)
-        return None if found is None else found[1]
+        return None if found is None else found.descriptor
 
     def take_released(self) -> list[bytes]:
         """Segments that were made known and that the arena has given back since."""
@@ -209,17 +209,17 @@ class Handover:
                 del self._announced[segment_id]
         return released
 
-    def _find(self, buffer: memoryview) -> tuple[Segment, Descriptor] | None:
+    def _find(self, buffer: memoryview) -> Found | None:
         address = address_of(buffer)
         for segment in self._segments():
-            descriptor = segment.find(address, buffer.nbytes)
-            if descriptor is not None:
-                return segment, descriptor
+            found = segment.find(address, buffer.nbytes)
+            if found is not None:
+                return found
         return None
 
     def _lease_again(self, buffer: memoryview) -> Lease | None:
         found = self._find(buffer)
-        return None if found is None else self._authority.lease_again(found[1], found[0])
+        return None if found is None else self._authority.lease_again(found)
 
     def _publish_sealed(self, buffers: list[memoryview], wanted: list[int]) -> dict[int, Lease]:
         """Publish those buffers that lie in sealed blocks of which enough is sent."""

@@ -8,6 +8,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from zfast import arena
 from zfast.sharing.descriptor import Descriptor
@@ -46,7 +47,7 @@ class Segment(ABC):
         """Wait until a view needs not wait; False if that takes longer."""
         return True
 
-    def find(self, address: int, nbytes: int) -> Descriptor | None:
+    def find(self, address: int, nbytes: int) -> Found | None:
         """Describe a range of memory that a lease covers which is read here, else None."""
         return None
 
@@ -71,7 +72,7 @@ class MappedSegment(Segment):
         number, leases = id(lease), self._leases
         leases[number] = weakref.ref(lease, lambda ended: _forget(leases, number, ended))
 
-    def find(self, address: int, nbytes: int) -> Descriptor | None:
+    def find(self, address: int, nbytes: int) -> Found | None:
         """As ``Segment.find``."""
         if self._address is None or address < self._address:
             return None
@@ -83,7 +84,7 @@ class MappedSegment(Segment):
             known = lease.descriptor
             part = Descriptor(known.segment_id, known.generation, offset, nbytes)
             if part.within(known):
-                return part
+                return Found(part, lease)
         return None
 
     @abstractmethod
@@ -103,22 +104,25 @@ class Lease:
         segment: Where it lies.
         on_end: Called once with the lease's descriptor, on any thread, at any moment: it must
             not wait for a lock that its own thread may hold.
+        rests_on: Another lease that does not end before this one.
 
     Lifetime: views keep it alive, also those that a forked child has inherited. Threads: any. In a
     forked child its end means nothing.
     """
 
-    __slots__ = ("__weakref__", "_on_end", "_pid", "descriptor", "segment")
+    __slots__ = ("__weakref__", "_on_end", "_pid", "_rests_on", "descriptor", "segment")
 
     def __init__(
         self,
         descriptor: Descriptor,
         segment: Segment,
         on_end: Callable[[Descriptor], None] | None,
+        rests_on: Lease | None = None,
     ) -> None:
         self.descriptor = descriptor
         self.segment = segment
         self._on_end = on_end
+        self._rests_on = rests_on
         self._pid = os.getpid()
 
     def view(self) -> memoryview:
@@ -128,6 +132,19 @@ class Lease:
     def __del__(self) -> None:
         if self._on_end is not None and self._pid == os.getpid():
             self._on_end(self.descriptor)
+
+
+class Found(NamedTuple):
+    """Memory that can be passed on.
+
+    Attributes:
+        descriptor: Where it lies.
+        lease: What allows it, for as long as this is held: the same memory may be published more
+            than once, and who reads it hold another lease.
+    """
+
+    descriptor: Descriptor
+    lease: Lease
 
 
 class OwnSegment(MappedSegment):
