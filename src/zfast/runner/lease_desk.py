@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from zfast.sharing.descriptor import Descriptor
 from zfast.sharing.exchange import SegmentServer
 from zfast.sharing.handover import Handover, Parcel
 from zfast.sharing.lease_table import DRIVER, Effect, LeaseTable, Process
+from zfast.sharing.segment_file import SegmentFile
 from zfast.sharing.segments import Found, Lease, OwnSegment, PeerSegment, Segment
 
 logger = logging.getLogger("zfast.runner")
@@ -39,12 +39,13 @@ class LeaseDesk:
         self._command = command
         self._table = LeaseTable()
         self._segments: dict[bytes, Segment] = {}
-        self._files: dict[bytes, tuple[int, int]] = {}
+        self._files: dict[bytes, SegmentFile] = {}
         self._workers: dict[int, Process] = {}
         self._owners: dict[bytes, Process] = {}
         self._frees: defaultdict[Process, list[int]] = defaultdict(list)
         self._drops: list[bytes] = []
         self._server: SegmentServer | None = None
+        self._closed = False
         self._shared = shared
         self.handover = Handover(self, lambda: list(self._segments.values()), shared=shared)
 
@@ -87,9 +88,13 @@ class LeaseDesk:
             self._server.serve()
 
     def close(self) -> None:
-        """Hang up on the workers. Leases of the driver live on."""
+        """Hang up on the workers. Leases of the driver live on, but nobody maps its memory now."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
+        for segment_id, segment in list(self._segments.items()):
+            if isinstance(segment, OwnSegment):
+                del self._segments[segment_id], self._files[segment_id]
 
     def admit(self, worker: Process, pid: int) -> None:
         """Let a worker that was just started use the segment server."""
@@ -114,7 +119,9 @@ class LeaseDesk:
             os.close(fd)
             raise
         self._owners[segment_id] = self._worker(pid)
-        self._keep(segment_id, PeerSegment(lambda: (os.dup(fd), nbytes)), fd, nbytes)
+        file = SegmentFile(fd, nbytes)
+        self._files[segment_id] = file
+        self._segments[segment_id] = PeerSegment(file.open)
 
     def lend_segment(self, pid: int, segment_id: bytes) -> tuple[int, int]:
         """A descriptor, which stays the desk's, and the size of a segment.
@@ -124,7 +131,8 @@ class LeaseDesk:
         """
         if not self._table.may_read(self._worker(pid), segment_id):
             raise ProtocolError(f"no lease in segment {segment_id[:3].hex()}…")
-        return self._files[segment_id]
+        file = self._files[segment_id]
+        return file.fd, file.nbytes
 
     def receive(self, worker: Process, message: Done, buffers: list[memoryview]) -> list[Parcel]:
         """A result's parcels, the driver having leases on them.
@@ -214,13 +222,10 @@ class LeaseDesk:
 
     def _add_own(self, segment_id: bytes, index: int, fd: int, nbytes: int) -> None:
         self._table.add_segment(DRIVER, segment_id, nbytes)
-        self._keep(segment_id, OwnSegment(index), fd, nbytes)
-
-    def _keep(self, segment_id: bytes, segment: Segment, fd: int, nbytes: int) -> None:
-        # The file is closed with the segment, which leases keep, even when the hub has ended.
-        weakref.finalize(segment, os.close, fd).atexit = False
-        self._segments[segment_id] = segment
-        self._files[segment_id] = (fd, nbytes)
+        file = SegmentFile(fd, nbytes)
+        if not self._closed:
+            self._files[segment_id] = file
+            self._segments[segment_id] = OwnSegment(index)
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
