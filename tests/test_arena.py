@@ -462,6 +462,58 @@ def test_a_peer_cannot_write_or_shrink_a_segment(sharing):
     arena.unpublish(publication.generation)
 
 
+def test_parts_of_a_segment_in_a_file_of_their_own(sharing):
+    arrays = [np.full(50_000, n) for n in range(4)]
+    publications = [publish(array) for array in arrays]
+    segment = arena.segment(publications[0].segment_index)
+    whole = arena.Mapping(segment.fd, segment.nbytes)
+    seen = [
+        np.frombuffer(whole.view(publication.offset, array.nbytes, None), np.int64)
+        for publication, array in zip(publications, arrays, strict=True)
+    ]
+    addresses = [array.__array_interface__["data"][0] for array in seen]
+    kept = [(publications[n].offset, arrays[n].nbytes) for n in (3, 1)]
+    fd = arena.extract(segment.fd, segment.nbytes, kept)
+    try:
+        status = os.fstat(fd)
+        assert status.st_size == segment.nbytes
+        assert status.st_blocks * 512 <= 2 * (arrays[0].nbytes + 2 * mmap.PAGESIZE)
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, segment.nbytes)
+        with pytest.raises(OSError, match="not permitted"):
+            os.pwrite(fd, b"x", 0)
+        over, n_sums = threading.Event(), [0]
+
+        def read():
+            while not over.is_set():
+                assert seen[1].sum() == 50_000
+                n_sums[0] += 1
+
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(read)
+            for _ in range(200):  # from one file to the other, under its eyes
+                whole.replace(fd)
+                whole.replace(segment.fd)
+            whole.replace(fd)
+            over.set()
+            reading.result()
+        assert n_sums[0] > 0
+        assert whole.sealed
+        assert [array.__array_interface__["data"][0] for array in seen] == addresses
+        assert [array[-1] for array in seen] == [0, 1, 0, 3]
+        with pytest.raises(ArenaError, match="mapped again"):
+            whole.replace(-1)
+        assert (seen[3] == 3).all()
+        with pytest.raises(ArenaError, match="Invalid"):
+            arena.extract(fd, segment.nbytes, [(segment.nbytes - 1, 2)])
+        with pytest.raises(ArenaError, match="Bad file"):
+            arena.extract(-1, segment.nbytes, [])
+    finally:
+        os.close(fd)
+        for publication in publications:
+            arena.unpublish(publication.generation)
+
+
 # ---- settings and errors ----
 
 

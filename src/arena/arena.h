@@ -120,6 +120,16 @@ int zf_backed_make(zf_backing backing, const char *folder, size_t nbytes, zf_bac
 void zf_backed_drop(zf_backed *backed);
 /* Makes a range of the owner's mapping private to this process; 0 or an errno. */
 int zf_backed_privatise(const zf_backed *backed, size_t offset, size_t nbytes);
+/* Shows a peer's mapping another file of that length, at the same addresses; 0 or an errno. */
+int zf_peer_map_over(void *base, size_t nbytes, int fd);
+
+typedef struct {
+  size_t offset, nbytes;
+} zf_range;
+
+/* A new file as long as `fd`'s that holds some ranges of it, in their places, and no other memory;
+ * sealed. 0 or an errno. */
+int zf_extract(int fd, size_t nbytes, const zf_range *ranges, size_t n, int *out);
 /* Whether peers are kept from writing and shrinking by seals. */
 int zf_fd_is_sealed(int fd);
 

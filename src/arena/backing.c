@@ -124,6 +124,25 @@ static int zf_seal(int fd) {
   return 0;
 }
 
+/* The descriptor to pass on instead of `fd`; `reader`, or -1, is a read-only one of the same file. */
+static int zf_closed_to_writers(int fd, int reader) {
+  if (zf_seal(fd)) {
+    if (reader >= 0) close(reader);
+    return fd;
+  }
+#ifdef __linux__
+  if (reader < 0) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    reader = open(path, O_RDONLY | O_CLOEXEC);
+  }
+#endif
+  /* Without seals, what is passed on can at least not be mapped for writing as it is. */
+  if (reader < 0) return fd;
+  close(fd);
+  return reader;
+}
+
 int zf_fd_is_sealed(int fd) {
 #ifdef ZF_SEALS
   int seals = fcntl(fd, F_GET_SEALS);
@@ -159,22 +178,7 @@ int zf_backed_make(zf_backing backing, const char *folder, size_t nbytes, zf_bac
 #ifndef MAP_POPULATE
   for (size_t at = 0; at < nbytes; at += 4096) ((volatile char *)base)[at] = 0;
 #endif
-  if (zf_seal(fd)) {
-    if (reader >= 0) close(reader);
-  } else {
-#ifdef __linux__
-    if (reader < 0) {
-      char path[64];
-      snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-      reader = open(path, O_RDONLY | O_CLOEXEC);
-    }
-#endif
-    /* Without seals, what is passed on can at least not be mapped for writing as it is. */
-    if (reader >= 0) {
-      close(fd);
-      fd = reader;
-    }
-  }
+  fd = zf_closed_to_writers(fd, reader);
   *out = (zf_backed){fd, base, nbytes, reserved};
   return 0;
 }
@@ -184,12 +188,12 @@ void zf_backed_drop(zf_backed *backed) {
   if (backed->fd >= 0) close(backed->fd);
 }
 
-int zf_backed_privatise(const zf_backed *backed, size_t offset, size_t nbytes) {
-  char *target = backed->base + offset;
-  const int protection = PROT_READ | PROT_WRITE;
+/* Puts other pages at the addresses of a mapping, at one blow: who reads there sees the old ones or
+ * the new. What fails leaves it as it was, where mappings can be moved; 0 or an errno. */
+static int zf_map_over(char *target, size_t nbytes, int protection, int flags, int fd,
+                       size_t offset) {
 #ifdef __linux__
-  /* Made beside and moved into place: what fails leaves the range as it was. */
-  char *made = mmap(NULL, nbytes, protection, MAP_PRIVATE, backed->fd, (off_t)offset);
+  char *made = mmap(NULL, nbytes, protection, flags, fd, (off_t)offset);
   if (made == MAP_FAILED) return errno;
   if (mremap(made, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED) {
     int error = errno;
@@ -198,8 +202,53 @@ int zf_backed_privatise(const zf_backed *backed, size_t offset, size_t nbytes) {
   }
   return 0;
 #else
-  int flags = MAP_PRIVATE | MAP_FIXED;
-  return mmap(target, nbytes, protection, flags, backed->fd, (off_t)offset) == MAP_FAILED ? errno
-                                                                                          : 0;
+  flags |= MAP_FIXED;
+  return mmap(target, nbytes, protection, flags, fd, (off_t)offset) == MAP_FAILED ? errno : 0;
 #endif
+}
+
+int zf_backed_privatise(const zf_backed *backed, size_t offset, size_t nbytes) {
+  return zf_map_over(backed->base + offset, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+                     backed->fd, offset);
+}
+
+int zf_peer_map_over(void *base, size_t nbytes, int fd) {
+  return zf_map_over(base, nbytes, PROT_READ, MAP_SHARED, fd, 0);
+}
+
+/* Written, not mapped: where there is no room for a page, that is an error and no signal. */
+static int zf_write_at(int fd, const char *from, size_t nbytes, size_t offset) {
+  while (nbytes) {
+    ssize_t written = pwrite(fd, from, nbytes, (off_t)offset);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return written ? errno : ENOSPC;
+    from += written;
+    nbytes -= (size_t)written;
+    offset += (size_t)written;
+  }
+  return 0;
+}
+
+int zf_extract(int fd, size_t nbytes, const zf_range *ranges, size_t n, int *out) {
+  size_t needed = 0;
+  for (size_t i = 0; i < n; i++) {
+    if (ranges[i].offset > nbytes || ranges[i].nbytes > nbytes - ranges[i].offset) return EINVAL;
+    needed += ranges[i].nbytes;
+  }
+  zf_memory memory;
+  zf_memory_read("/proc", "/sys/fs/cgroup", &memory);
+  if (needed > memory.available_nbytes) return ENOMEM;
+  char *from = mmap(NULL, nbytes, PROT_READ, MAP_SHARED, fd, 0);
+  if (from == MAP_FAILED) return errno;
+  int reader, made = zf_open_memfd(&reader), error = made < 0 ? errno : 0;
+  if (!error && ftruncate(made, (off_t)nbytes)) error = errno;
+  for (size_t i = 0; i < n && !error; i++)
+    error = zf_write_at(made, from + ranges[i].offset, ranges[i].nbytes, ranges[i].offset);
+  munmap(from, nbytes);
+  if (error) {
+    if (made >= 0) close(made);
+    return error;
+  }
+  *out = zf_closed_to_writers(made, -1);
+  return 0;
 }

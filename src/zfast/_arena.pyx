@@ -21,6 +21,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
@@ -73,6 +74,10 @@ cdef extern from "arena.h" nogil:
     void zf_memory_read(const char *, const char *, zf_memory *)
     int zf_backed_make(zf_backing, const char *, size_t, zf_backed *)
     void zf_backed_drop(zf_backed *)
+    int zf_peer_map_over(void *, size_t, int)
+    ctypedef struct zf_range:
+        size_t offset, nbytes
+    int zf_extract(int, size_t, const zf_range *, size_t, int *)
     int zf_fd_is_sealed(int)
     uint64_t zf_loan_begin()
     void zf_loan_end()
@@ -566,6 +571,27 @@ cdef class Mapping:
         """Whether the kernel keeps everyone from shrinking it and from mapping it to write."""
         return self._sealed
 
+    def replace(self, int fd) -> None:
+        """Show another file, at the same addresses, to those who read here now, and later.
+
+        What they may read must be the same there.
+
+        Args:
+            fd: Its memory, at least as long; not kept, so close it afterwards.
+
+        Raises:
+            ArenaError: It cannot be mapped; then all is as it was.
+        """
+        cdef int error
+        with nogil:
+            error = zf_peer_map_over(self._base, self._nbytes, fd)
+        if error:
+            raise ArenaError(
+                f"a segment of {self._nbytes} bytes cannot be mapped again",
+                detail=os.strerror(error),
+            )
+        self._sealed = zf_fd_is_sealed(fd)
+
     def contains(self, uintptr_t address) -> bool:
         """Whether an address of this process lies in it."""
         return <uintptr_t>self._base <= address < <uintptr_t>self._base + self._nbytes
@@ -589,6 +615,42 @@ cdef class Mapping:
                 hint="the descriptor is forged or of another segment",
             )
         return _view(self, owner, self._base + offset, <Py_ssize_t>nbytes)
+
+
+def extract(int fd, size_t nbytes, ranges) -> int:
+    """Copy some ranges of a segment into a new one of the same length, in their places.
+
+    Args:
+        fd: The segment's memory.
+        nbytes: Its length.
+        ranges: Offset and length of each. The rest of the new segment takes no memory.
+
+    Returns:
+        The new segment's descriptor, which cannot be used to write.
+
+    Raises:
+        ArenaError: There is no memory for it, or there are no memfds here.
+
+    GIL released: throughout.
+    """
+    cdef Py_ssize_t n = len(ranges), i
+    cdef int made = -1, error
+    cdef zf_range *c_ranges = <zf_range *>PyMem_Malloc((n + 1) * sizeof(zf_range))
+    if c_ranges is NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            c_ranges[i].offset, c_ranges[i].nbytes = ranges[i]
+        with nogil:
+            error = zf_extract(fd, nbytes, c_ranges, <size_t>n, &made)
+    finally:
+        PyMem_Free(c_ranges)
+    if error:
+        raise ArenaError(
+            f"{n} parts of a segment of {nbytes} bytes cannot be copied",
+            detail=os.strerror(error),
+        )
+    return made
 
 
 def own_view(uint64_t segment_index, size_t offset, size_t nbytes, owner) -> SharedView:

@@ -21,6 +21,7 @@ from zfast._arena import Mapping as Mapping
 from zfast._arena import Publication as Publication
 from zfast._arena import Segment as Segment
 from zfast._arena import SharedView as SharedView
+from zfast._arena import extract as extract
 from zfast._arena import is_sealed as is_sealed
 from zfast._arena import own_view as own_view
 from zfast._arena import owns as owns

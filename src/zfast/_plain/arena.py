@@ -40,6 +40,7 @@ def _refused(*_: object, **__: object) -> NoReturn:
 
 
 probe = start = allocate = copy_in = segment = own_view = install_handler = prepare = _refused
+extract = _refused
 
 
 class Block:
