@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from zfast.errors import ProtocolError
 from zfast.sharing.descriptor import Descriptor
-from zfast.sharing.lease_table import DRIVER, Drop, Free, LeaseTable
+from zfast.sharing.lease_table import DRIVER, MAX_KEPT_RATIO, Drop, Free, LeaseTable, Reduce
 
 SEGMENT_NBYTES = 1 << 20
 MIB = b"m" * 16
@@ -40,6 +40,8 @@ class Leases(RuleBasedStateMachine):
         self.holders: dict[Descriptor, Counter[bytes]] = {}
         self.freed: set[Descriptor] = set()
         self.generation: Counter[bytes] = Counter()
+        self.kept: dict[bytes, int] = {}
+        self.ranges: dict[bytes, list[tuple[int, int]]] = {}
         self.n_processes = 0
 
     def alive(self, process):
@@ -53,6 +55,7 @@ class Leases(RuleBasedStateMachine):
             return multiple()
         self.table.add_segment(owner, name, SEGMENT_NBYTES)
         self.owners[name] = owner
+        self.kept[name] = SEGMENT_NBYTES
         return name
 
     @rule(
@@ -183,6 +186,21 @@ class Leases(RuleBasedStateMachine):
         }
         assert drops == due
         self.dropped |= drops
+        self.check_what_is_kept(effects)
+
+    def check_what_is_kept(self, effects):
+        for effect in effects:
+            if isinstance(effect, Reduce):
+                assert self.owners[effect.segment_id] in self.dead
+                kept = sum(nbytes for _, nbytes in effect.ranges)
+                assert kept * MAX_KEPT_RATIO <= self.kept[effect.segment_id]
+                self.kept[effect.segment_id] = kept
+                self.ranges[effect.segment_id] = effect.ranges
+        for segment, owner in self.owners.items():
+            leased = [(d.offset, d.nbytes) for d in self.holders if d.segment_id == segment]
+            if owner in self.dead and leased:
+                assert self.kept[segment] < MAX_KEPT_RATIO * sum(nbytes for _, nbytes in leased)
+                assert set(leased) <= set(self.ranges.get(segment, leased))
 
     @invariant()
     def the_leases_are_the_models(self):
@@ -224,3 +242,16 @@ def test_a_malformed_descriptor_is_refused(descriptor):
 def test_a_descriptor_does_not_print_its_secret():
     descriptor = Descriptor(bytes(range(16)), 1, 0, 1)
     assert descriptor.segment_id.hex() not in str(descriptor)
+
+
+def test_what_is_left_of_a_dead_processs_segment_is_reduced_to_what_is_leased():
+    table = LeaseTable()
+    table.add_segment(b"worker", MIB, SEGMENT_NBYTES)
+    parts = [Descriptor(MIB, n + 1, n << 16, 1 << 16) for n in range(16)]
+    for part in parts:
+        table.publish(b"worker", part, DRIVER)
+    assert table.end_process(b"worker") == []
+    effects = [table.release(part.key, DRIVER) for part in parts]
+    assert effects[:13] == [[]] * 13
+    assert effects[13] == [Reduce(MIB, [(14 << 16, 1 << 16), (15 << 16, 1 << 16)])]
+    assert effects[14:] == [[], [Drop(MIB)]]

@@ -234,7 +234,16 @@ class LeaseDesk:
                     arena.unpublish(effect.generation)
                 else:
                     self._frees[effect.owner].append(effect.generation)
+            elif isinstance(effect, lease_table.Reduce):
+                self._reduce(effect)
             else:
                 self._drops.append(effect.segment_id)
                 del self._segments[effect.segment_id], self._files[effect.segment_id]
                 self._owners.pop(effect.segment_id, None)
+
+    def _reduce(self, effect: lease_table.Reduce) -> None:
+        segment = self._segments[effect.segment_id]
+        assert isinstance(segment, PeerSegment)  # the driver, which owns the others, lives
+        if self._files[effect.segment_id].reduce(effect.ranges):
+            segment.map_again()
+            self._drops.append(effect.segment_id)  # workers that read in it later map what is left

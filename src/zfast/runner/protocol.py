@@ -122,7 +122,10 @@ class Free(ControlMessage, frozen=True):
 
 
 class Gone(ControlMessage, frozen=True):
-    """Owner → hub → workers: segments that are no more; close or unmap them."""
+    """Owner → hub → workers: segments that are no more; close or unmap them.
+
+    Or, of an owner that has ended, whose memory is another by now: who needs one again asks for it.
+    """
 
     segment_ids: list[bytes]
 

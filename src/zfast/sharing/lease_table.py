@@ -3,7 +3,8 @@
 A publication is a range of a segment that its owner has promised not to write to. Processes hold
 leases on it, counted, since one process can be sent the same publication many times. When the
 last lease ends, the owner may use the memory again and is told so once. A publication outlives
-its owner: the segment's memory belongs to whoever holds its descriptor.
+its owner: the segment's memory belongs to whoever holds its descriptor. What is left of it then is
+reduced to what is leased.
 
 ::
 
@@ -26,6 +27,9 @@ from zfast.sharing.descriptor import Descriptor
 #: A process in the table: a worker's routing id, or ``DRIVER``.
 Process = bytes
 DRIVER: Process = b""
+#: So many times what is leased of it a segment may keep when its owner is gone. To reduce it copies
+#: what is leased: once in so many bytes that are given back.
+MAX_KEPT_RATIO = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,19 @@ class Drop:
     segment_id: bytes
 
 
-Effect = Free | Drop
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """A segment's owner is gone, and little of it is leased: keep its memory in ``ranges`` alone.
+
+    Attributes:
+        ranges: Offset and length of each publication.
+    """
+
+    segment_id: bytes
+    ranges: list[tuple[int, int]]
+
+
+Effect = Free | Drop | Reduce
 
 
 @dataclass(slots=True)
@@ -52,6 +68,8 @@ class _Segment:
     nbytes: int
     owner_lives: bool = True
     publications: set[int] = field(default_factory=set)
+    leased_nbytes: int = 0  # of its publications
+    kept_nbytes: int = 0  # of memory that there is for them
 
 
 @dataclass(slots=True)
@@ -81,7 +99,7 @@ class LeaseTable:
         """
         if segment_id in self._segments:
             raise ProtocolError(f"segment {segment_id[:3].hex()}… is known already")
-        self._segments[segment_id] = _Segment(owner, nbytes)
+        self._segments[segment_id] = _Segment(owner, nbytes, kept_nbytes=nbytes)
 
     def remove_segment(self, owner: Process, segment_id: bytes) -> list[Effect]:
         """Let go of a segment whose memory ``owner`` has given back; it has no leases then.
@@ -112,6 +130,7 @@ class LeaseTable:
             raise ProtocolError(f"{descriptor}: the generation was given out before")
         self._last_generation[owner] = descriptor.generation
         segment.publications.add(descriptor.generation)
+        segment.leased_nbytes += descriptor.nbytes
         self._publications[descriptor.key] = _Publication(descriptor)
         self._add(descriptor.key, holder)
 
@@ -166,9 +185,8 @@ class LeaseTable:
             del self._publications[key].holders[process]
             effects += self._close_if_free(key)
         for segment_id, segment in list(self._segments.items()):
-            if segment.owner == process and not segment.publications:
-                del self._segments[segment_id]
-                effects.append(Drop(segment_id))
+            if segment.owner == process:
+                effects += self._give_back(segment_id)
         self._last_generation.pop(process, None)
         return effects
 
@@ -232,12 +250,24 @@ class LeaseTable:
         if self._publications[key].holders:
             return []
         segment_id, generation = key
-        del self._publications[key]
+        closed = self._publications.pop(key)
         segment = self._segments[segment_id]
         segment.publications.discard(generation)
+        segment.leased_nbytes -= closed.descriptor.nbytes
         if segment.owner_lives:
             return [Free(segment.owner, generation)]
-        if segment.publications:
+        return self._give_back(segment_id)
+
+    def _give_back(self, segment_id: bytes) -> list[Effect]:
+        """Let go of what nobody needs of a segment whose owner is gone."""
+        segment = self._segments[segment_id]
+        if not segment.publications:
+            del self._segments[segment_id]
+            return [Drop(segment_id)]
+        if segment.leased_nbytes * MAX_KEPT_RATIO > segment.kept_nbytes:
             return []
-        del self._segments[segment_id]
-        return [Drop(segment_id)]
+        segment.kept_nbytes = segment.leased_nbytes
+        published = (
+            self._publications[segment_id, item].descriptor for item in segment.publications
+        )
+        return [Reduce(segment_id, [(item.offset, item.nbytes) for item in published])]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
+
+from zfast import arena
+from zfast.errors import ArenaError
 
 
 class SegmentFile:
@@ -24,3 +28,22 @@ class SegmentFile:
     def open(self) -> tuple[int, int]:
         """A new descriptor of it, the caller's to close, and the segment's length."""
         return os.dup(self.fd), self.nbytes
+
+    def reduce(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Put another file in its place, which has the bytes of some ranges and no other memory.
+
+        Who has mapped it keeps what it has.
+
+        Args:
+            ranges: Offset and length of each.
+
+        Returns:
+            False if there is no memory for that, or no file: then all is as it was.
+        """
+        try:
+            reduced = arena.extract(self.fd, self.nbytes, ranges)
+        except ArenaError:
+            return False
+        os.dup2(reduced, self.fd, inheritable=False)  # at one blow, for threads that open it
+        os.close(reduced)
+        return True

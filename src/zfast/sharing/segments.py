@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from zfast import arena
+from zfast.errors import ArenaError
 from zfast.sharing.descriptor import Descriptor
 
 #: How often to look whether forked children are gone, as long as one holds back a lease.
@@ -181,6 +182,26 @@ class PeerSegment(MappedSegment):
                 finally:
                     os.close(fd)
         return self._mapping.view(offset, nbytes, owner)
+
+    def map_again(self) -> None:
+        """Let go of the memory that was mapped, for that which ``open_fd`` gives by now.
+
+        What is read here must be the same there; its views stay valid.
+        """
+        # Not waited for: the collector may call this on a thread that is just mapping it, or that
+        # others wait for. The memory is then let go with the last view.
+        if self._mapping is None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            fd, _ = self._open_fd()
+            try:
+                self._mapping.replace(fd)
+            finally:
+                os.close(fd)
+        except (ArenaError, OSError):
+            pass  # such as too many open files: as above
+        finally:
+            self._lock.release()
 
 
 def next_settling() -> float:
