@@ -94,6 +94,27 @@ def test_a_failed_task_that_was_to_be_waited_for_keeps_the_next_from_running(run
     assert held.state.name == "NotReady"
 
 
+@pytest.mark.parametrize("kind", ["future", "State", "dictionary", "values", "iterator", "map"])
+def test_what_is_waited_for_may_come_in_any_form(runner, kind):
+    failed = runner.submit(fail, {"message": "nope"})
+    if kind == "State":
+        failed.wait()
+    wait_for = {
+        "future": failed,
+        "State": failed.state,
+        "dictionary": {"a": [failed]},
+        "values": {"a": failed}.values(),
+        "iterator": iter([failed]),
+        "map": {"a": failed},
+    }[kind]
+    if kind == "map":
+        (held,) = runner.map(identity, {"value": [1]}, wait_for=wait_for)
+    else:
+        held = runner.submit(identity, {"value": 1}, wait_for=wait_for)
+    held.wait()
+    assert held.state.name == "NotReady"
+
+
 # ---- kinds of tasks -----------------------------------------------------------------------
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, ValuesView
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, serialize_context
-from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 
 from zfast.errors import CodecError
@@ -27,15 +26,22 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 
-class OneMap(list[PrefectFuture[Any]]):
+class OneMap(list[Any]):
     """What the task runs of one ``map``, or one alone, wait for, and what else they share.
+
+    Prefect's engine finds futures and States in it wherever they are, also in a dictionary; what is
+    no list of several is one thing to wait for, such as a State, which to Python is several fields.
 
     That of a map goes through Prefect's ``map`` to each ``submit`` of it: other submits, such as
     those of a generator that Prefect reads there, have no part in it.
     """
 
-    def __init__(self, task: Task[Any, Any], wait_for: Iterable[PrefectFuture[Any]] | None) -> None:
-        super().__init__(() if wait_for is None else wait_for)
+    def __init__(self, task: Task[Any, Any], wait_for: object | None) -> None:
+        if wait_for is None:
+            wait_for = ()
+        elif not isinstance(wait_for, (list, tuple, set, frozenset, Iterator, ValuesView)):
+            wait_for = (wait_for,)
+        super().__init__(wait_for)
         self.task = task
         #: Pickled with the first of them.
         self.code: Blob | None = None
