@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateDetails
 from prefect.futures import PrefectConcurrentFuture
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 
@@ -86,13 +86,19 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
     when the future and all that was read from it are gone, and no task needs it.
     """
 
-    def __init__(self, task_run_id: UUID) -> None:
+    def __init__(self, task_run_id: UUID, flow_run_id: UUID | None = None) -> None:
         super().__init__(task_run_id, _Outcome())
+        self._flow_run_id = flow_run_id
         self._parcel: Parcel | None = None
         self._handover: Handover | None = None
         #: How to have the parcel again, as long as it can be lost.
         self.making: Making | None = None
         self._decoding = threading.Lock()
+
+    @property
+    def details(self) -> StateDetails:
+        """Whose States of its task run are, for those that are made here."""
+        return StateDetails(task_run_id=self.task_run_id, flow_run_id=self._flow_run_id)
 
     def settle(self, state: State[Any]) -> None:
         """Complete the future with a State made here."""
@@ -171,7 +177,7 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
                 # Why it was not made again may be another matter, such as the runner's end.
                 lost = again if isinstance(again, ResultLostError) else loss
                 with self._decoding:
-                    self._final_state = self._final_state or crashed_by(lost)
+                    self._final_state = self._final_state or crashed_by(lost, self.details)
         return True
 
     def _open(self, parcel: Parcel | None) -> State[Any]:
@@ -182,7 +188,7 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         except ResultLostError:
             raise
         except Exception as error:
-            return crashed(f"The result cannot be decoded: {error}", error)
+            return crashed(f"The result cannot be decoded: {error}", error, self.details)
 
     def _make_again(self, loss: ResultLostError, deadline: Deadline) -> Parcel | WorkerError | None:
         """The parcel made again, or why not; None if that takes too long."""

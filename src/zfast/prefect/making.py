@@ -21,6 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
+from prefect.client.schemas.objects import StateDetails
+
 from zfast.codec import encode
 from zfast.errors import ResultLostError, WorkerError
 from zfast.prefect.crashes import crashed_by
@@ -226,7 +228,10 @@ class Making:
                 self._workshop.reporter.report_no_replay(self._task_run_id, error.message)
             self._tell(error)
             return
-        state = crashed_by(error)
+        details = StateDetails(
+            task_run_id=self._task_run_id, flow_run_id=self._workshop.flow_run_id
+        )
+        state = crashed_by(error, details)
         self._workshop.reporter.report_crash(self._task_run_id, state, self._task)
         if isinstance(error, ResultLostError):
             self._tell(error)

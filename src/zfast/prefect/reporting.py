@@ -16,13 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
 from prefect.states import AwaitingRetry, Cancelled
@@ -30,6 +29,7 @@ from prefect.types._datetime import DateTime, now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from zfast.prefect import internals
+from zfast.prefect.crashes import active_flow_run_id
 from zfast.prefect.internals import event_service, related_resources
 
 if TYPE_CHECKING:
@@ -135,6 +135,10 @@ class Reporter:
         """Tell the API that a task run crashed, whose own engine did not live to say so."""
         self._report(_END, _report_crash, task_run_id, state, task)
 
+    def report_unsent(self, task_run_id: UUID, state: State[Any], task: Task[Any, Any]) -> None:
+        """Tell the API of a task run that crashed before a worker could have told of it."""
+        self._report(_END, _report_unsent, task_run_id, state, task)
+
     def report_cancelled(self, task_run_id: UUID, cause: str) -> None:
         """Tell the API that a task run that was begun, and waits to be run again, is not."""
         state: State[Any] = Cancelled(message=f"It is not run again: {cause}")
@@ -212,14 +216,20 @@ def _report_crash(
     task_run = _find_task_run(client, task_run_id, FIND_TASK_RUN_S) or _describe_task_run(
         task_run_id, task
     )
-    emit_task_run_state_change_event(task_run, task_run.state, state)
+    _tell(task_run, state)
+
+
+def _report_unsent(
+    _: SyncPrefectClient, task_run_id: UUID, state: State[Any], task: Task[Any, Any]
+) -> None:
+    _tell(_describe_task_run(task_run_id, task), state)
 
 
 def _report_state(client: SyncPrefectClient, task_run_id: UUID, state: State[Any]) -> None:
     # Its next attempt may have ended by now: the API orders states by their time.
     task_run = _find_task_run(client, task_run_id, FIND_TASK_RUN_S)
     if task_run is not None:
-        emit_task_run_state_change_event(task_run, task_run.state, state)
+        _tell(task_run, state)
 
 
 def _report_no_replay(
@@ -230,6 +240,16 @@ def _report_no_replay(
     if task_run is not None and end is not None:
         again = State[Any](type=end.type, name=end.name, message=message, timestamp=since)
         emit_task_run_state_change_event(task_run, task_run.state, again)
+
+
+def _tell(task_run: TaskRun, state: State[Any]) -> None:
+    """Send a state, with the times that Prefect's engine would give its task run."""
+    before = task_run.state
+    if before is not None and before.is_running() and before.timestamp < state.timestamp:
+        task_run.total_run_time += state.timestamp - before.timestamp
+    if state.is_final() and task_run.start_time is not None:
+        task_run.end_time = cast("DateTime", state.timestamp)
+    emit_task_run_state_change_event(task_run, before, state)
 
 
 def _find_end(client: SyncPrefectClient, task_run_id: UUID) -> State[Any] | None:
@@ -257,12 +277,11 @@ def _poll(look: Callable[[], _Found | None], timeout_s: float) -> _Found | None:
 
 
 def _describe_task_run(task_run_id: UUID, task: Task[Any, Any]) -> TaskRun:
-    """A task run that died before its first word."""
-    context = FlowRunContext.get()
+    """A task run of which nothing was said."""
     return TaskRun(
         id=task_run_id,
         name=f"{task.name}-{task_run_id.hex[-3:]}",
-        flow_run_id=context.flow_run.id if context and context.flow_run else None,
+        flow_run_id=active_flow_run_id(),
         task_key=task.task_key,
         dynamic_key=str(task_run_id),
         tags=list(task.tags),

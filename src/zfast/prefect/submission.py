@@ -67,7 +67,8 @@ class Submission:
         try:
             given = [_hand_on(future, self._workshop.hub.handover) for future in self._upstream]
         except Exception as error:
-            self._future.settle(crashed(f"An upstream result cannot be sent on: {error}", error))
+            message = f"An upstream result cannot be sent on: {error}"
+            crash_unsent(self._workshop, self._future, self._task, message, error)
             return
         self._upstream = []
         self._making.begin(given, self._done)
@@ -95,16 +96,18 @@ class Submission:
     def _fail(self, failure: WorkerError) -> None:
         try:
             if isinstance(failure, JobCancelledError):
-                self._future.settle(Cancelled(message=str(failure)))
+                details = self._future.details
+                self._future.settle(Cancelled(message=str(failure), state_details=details))
                 return
-            state = crashed_by(failure)
+            state = crashed_by(failure, self._future.details)
             self._workshop.reporter.report_crash(self._future.task_run_id, state, self._task)
             self._future.settle(state)
         except Exception as error:
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        self._future.settle(crashed(f"The result was lost: {error}", error))
+        message = f"The result was lost: {error}"
+        self._future.settle(crashed(message, error, self._future.details))
 
 
 def _run_on_a_thread(step: Callable[[], None]) -> None:
@@ -113,6 +116,15 @@ def _run_on_a_thread(step: Callable[[], None]) -> None:
         thread.start()
     except RuntimeError:  # there can be no more threads
         step()
+
+
+def crash_unsent(
+    workshop: Workshop, future: ZfastFuture, task: Task[Any, Any], message: str, error: Exception
+) -> None:
+    """End as Crashed a task run that no worker was given, and so none tells the API of."""
+    state = crashed(message, error, future.details)
+    workshop.reporter.report_unsent(future.task_run_id, state, task)
+    future.settle(state)
 
 
 def _hand_on(future: PrefectFuture[Any], handover: Handover) -> Input:

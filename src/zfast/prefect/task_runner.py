@@ -17,7 +17,7 @@ from prefect.task_runners import TaskRunner
 from zfast.addresses import as_told_to_others
 from zfast.codec import encode
 from zfast.errors import ZfastError
-from zfast.prefect.crashes import crashed
+from zfast.prefect.crashes import active_flow_run_id
 from zfast.prefect.future import ZfastFuture
 from zfast.prefect.making import Making
 from zfast.prefect.references import make_references
@@ -25,7 +25,7 @@ from zfast.prefect.reporting import Reporter
 from zfast.prefect.runner_settings import make_policy, make_remote
 from zfast.prefect.shipping import OneMap, Shipper, child_environment, shared_versions
 from zfast.prefect.state_tap import process_tap
-from zfast.prefect.submission import Submission
+from zfast.prefect.submission import Submission, crash_unsent
 from zfast.prefect.worker_vitals import WorkerVitals
 from zfast.prefect.workshop import Workshop
 from zfast.runner.hub import Hub
@@ -241,7 +241,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         from prefect._internal.uuid7 import uuid7
 
         workshop, shipper = self._start()
-        future = ZfastFuture(uuid7())
+        future = ZfastFuture(uuid7(), workshop.flow_run_id)
         upstream: list[PrefectFuture[Any]] = []
         if isinstance(wait_for, OneMap) and wait_for.task is task:
             common = wait_for
@@ -267,7 +267,8 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                 ),
             )
         except ZfastError as error:
-            future.settle(crashed(f"Task {task.name!r} cannot be sent to a worker: {error}", error))
+            message = f"Task {task.name!r} cannot be sent to a worker: {error}"
+            crash_unsent(workshop, future, task, message, error)
             return future
         Submission(workshop, future, task, making, upstream).start()
         return future
@@ -298,7 +299,9 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
                     told = as_told_to_others(self._hub.endpoint)
                     self.logger.info("Workers may join at %s", told)
                 self._shipper = Shipper()
-                self._workshop = Workshop(self._hub, self._reporter, self._completions)
+                self._workshop = Workshop(
+                    self._hub, self._reporter, self._completions, active_flow_run_id()
+                )
                 if process_tap.is_active:
                     self._vitals = WorkerVitals(self._hub)
             return self._workshop, self._shipper

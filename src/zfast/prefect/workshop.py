@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from zfast.prefect.reporting import Reporter
 from zfast.runner.hub import Hub
@@ -31,14 +32,20 @@ class Workshop:
     Args:
         completions: Where futures end: not on the hub's thread, which a callback of the user's, or
             the decoding of a large result, would hold up.
+        flow_run_id: The flow run that they belong to, if they belong to one.
     """
 
     def __init__(
-        self, hub: Hub, reporter: Reporter, completions: concurrent.futures.Executor
+        self,
+        hub: Hub,
+        reporter: Reporter,
+        completions: concurrent.futures.Executor,
+        flow_run_id: UUID | None = None,
     ) -> None:
         self.hub = hub
         self.reporter = reporter
         self.completions = completions
+        self.flow_run_id = flow_run_id
         self._pid = os.getpid()
         self._steps: deque[Callable[[], object]] = deque()
         self._is_at_work = False
