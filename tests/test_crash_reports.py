@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -16,7 +17,9 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from test_task_runner import eventually, identity, task_runs
+from test_task_semantics import events_of
 from zfast import ZfastTaskRunner
+from zfast.errors import WorkerError
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -134,3 +137,37 @@ def test_what_is_cancelled_while_it_waits_to_run_again_has_an_end_and_a_duration
     assert told.state_name == "Cancelled"
     assert told.end_time == told.state.timestamp
     assert timedelta(0) < told.total_run_time <= told.end_time - told.start_time
+
+
+def test_what_ends_a_task_and_no_worker_is_told_once():
+    @task
+    def end(kind: type[BaseException]) -> None:
+        raise kind("now")
+
+    @task
+    async def end_async(kind: type[BaseException]) -> None:
+        raise kind("now")
+
+    kinds = [SystemExit, KeyboardInterrupt, asyncio.CancelledError]
+
+    def body():
+        futures = [*end.map(kinds), *end_async.map(kinds)]
+        for future, kind in zip(futures, kinds * 2, strict=True):
+            assert ended(future).state.is_crashed()
+            with pytest.raises(WorkerError, match=f"{kind.__name__}: now") as caught:
+                future.result()
+            assert ", in end" in str(getattr(caught.value, "__notes__", caught.value))
+        return [future.task_run_id for future in futures]
+
+    task_run_ids = run(body)
+    for task_run_id in task_run_ids:
+        assert as_told(task_run_id).state_name == "Crashed"
+    # The runner has been left: the driver, too, has said what it had to say, and the API takes
+    # events in their order.
+    run(lambda: identity.submit(1).result())
+    eventually(lambda: events_of(flow_run_ids[-1], "prefect.task-run.Completed"))
+    events = events_of(flow_run_ids[-2], "prefect.task-run.Crashed")
+    told = [event["resource"]["prefect.resource.id"] for event in events]
+    assert sorted(told) == sorted(f"prefect.task-run.{each}" for each in task_run_ids)
+    for task_run_id in task_run_ids:
+        assert states_of(task_run_id) == ["Pending", "Running", "Crashed"]

@@ -13,8 +13,9 @@ from uuid import UUID
 
 import cloudpickle
 import prefect.task_engine
-from prefect.client.schemas.objects import RunInput, State, TaskRun
+from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, tags
+from prefect.exceptions import Abort, Pause
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
 
@@ -22,6 +23,7 @@ from zfast.codec import Payload, decode, encode
 from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.caching import fast_policy
+from zfast.prefect.crashes import active_flow_run_id, crashed_by
 from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
 from zfast.prefect.references import resolve_references
@@ -38,6 +40,8 @@ logger = logging.getLogger("zfast.prefect")
 
 #: Tasks that stay unpickled in a worker.
 MAX_TASK_OBJECTS = 256
+#: What Prefect's engine lets through without a word to the API; anything else it tells as a crash.
+NOT_TOLD = (Exception, Pause, Abort, GeneratorExit)
 #: A worker that broadcasts waits so long, before its first job, for those who listen.
 HEARD_S = 0.5
 
@@ -76,6 +80,12 @@ class TaskExecutor:
         """Run one task run to its final state; the State is the one payload returned."""
         self._enter_context(context)
         task = self._load_task(code)
+        try:
+            return [self._run_call(task, parcels, attempt)]
+        finally:
+            flush_events()  # in any case: the driver, which is told next, may have more to say
+
+    def _run_call(self, task: Task[Any, Any], parcels: list[Parcel], attempt: int) -> Payload:
         with handing_over() as noted:
             start_ns = time.perf_counter_ns()
             upstream = [cache(partial(_decode_parcel, parcel, noted)) for parcel in parcels[1:]]
@@ -86,9 +96,7 @@ class TaskExecutor:
                 state = self._run_task(task, call, task_run)
             finally:
                 _forget_results()
-        payload = _encode_state(state)
-        flush_events()
-        return [payload]
+        return _encode_state(state)
 
     def warm(self, codes: list[Blob], context: Blob) -> None:
         """Hydrate a context and unpickle tasks, whose modules are imported thereby."""
@@ -143,13 +151,28 @@ class TaskExecutor:
             "dependencies": call["dependencies"],
             "return_type": "state",
         }
-        with tags(*call["tags"]):
-            state = (
-                self._loop.run(prefect.task_engine.run_task_async(**arguments))
-                if task.isasync
-                else prefect.task_engine.run_task_sync(**arguments)
-            )
+        try:
+            with tags(*call["tags"]):
+                state = (
+                    self._loop.run(prefect.task_engine.run_task_async(**arguments))
+                    if task.isasync
+                    else prefect.task_engine.run_task_sync(**arguments)
+                )
+        except NOT_TOLD:
+            raise
+        except BaseException as error:
+            return _crashed_in_engine(call["task_run_id"], error)
         return cast("State[Any]", state)
+
+
+def _crashed_in_engine(task_run_id: UUID, error: BaseException) -> State[Any]:
+    """The State of a task run whose engine has told the API of its crash, as by ``SystemExit``.
+
+    It is given as a result, not raised: then the driver would tell it again.
+    """
+    told = WorkerError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    details = StateDetails(task_run_id=task_run_id, flow_run_id=active_flow_run_id())
+    return crashed_by(told, details)
 
 
 def _forget_results() -> None:
