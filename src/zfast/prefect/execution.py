@@ -8,13 +8,19 @@ import time
 import traceback
 from collections.abc import Callable, Hashable
 from functools import cache, partial
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 from uuid import UUID
 
 import cloudpickle
 import prefect.task_engine
-from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun
-from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, tags
+from prefect.client.schemas.objects import State, StateDetails, TaskRun
+from prefect.context import (
+    AssetContext,
+    FlowRunContext,
+    SyncClientContext,
+    hydrated_context,
+    tags,
+)
 from prefect.exceptions import Abort, Pause
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.tasks import Task
@@ -23,6 +29,7 @@ from zfast.codec import Payload, decode, encode
 from zfast.codec.digest import BufferDigests
 from zfast.errors import CodecError, WorkerError
 from zfast.prefect.caching import fast_policy
+from zfast.prefect.call import Call
 from zfast.prefect.crashes import active_flow_run_id, crashed_by
 from zfast.prefect.generators import collect_yielded
 from zfast.prefect.handed_over import HandedOver, handing_over
@@ -44,16 +51,6 @@ MAX_TASK_OBJECTS = 256
 NOT_TOLD = (Exception, Pause, Abort, GeneratorExit)
 #: A worker that broadcasts waits so long, before its first job, for those who listen.
 HEARD_S = 0.5
-
-
-class Call(TypedDict):
-    """What one job carries: the arguments of Prefect's task engine."""
-
-    task_run_id: UUID
-    parameters: dict[str, Any]
-    wait_for: list[Any] | None
-    dependencies: dict[str, set[RunInput]] | None
-    tags: set[str]
 
 
 class TaskExecutor:
@@ -95,7 +92,7 @@ class TaskExecutor:
             try:
                 state = self._run_task(task, call, task_run)
             finally:
-                _forget_results()
+                _forget_runs()
         return _encode_state(state)
 
     def warm(self, codes: list[Blob], context: Blob) -> None:
@@ -151,8 +148,10 @@ class TaskExecutor:
             "dependencies": call["dependencies"],
             "return_type": "state",
         }
+        assets = call["assets"]
+        around = contextlib.nullcontext() if assets is None else AssetContext(**assets)
         try:
-            with tags(*call["tags"]):
+            with tags(*call["tags"]), around:
                 state = (
                     self._loop.run(prefect.task_engine.run_task_async(**arguments))
                     if task.isasync
@@ -175,15 +174,17 @@ def _crashed_in_engine(task_run_id: UUID, error: BaseException) -> State[Any]:
     return crashed_by(told, details)
 
 
-def _forget_results() -> None:
+def _forget_runs() -> None:
     """Have Prefect forget which run made which object: another may come to be at its address.
 
     It would be taken for the result of that run, wherever it is passed to. The context, and so
-    what is noted there, lives on from task run to task run.
+    what is noted there, lives on from task run to task run. Which assets a run made is noted by
+    who submitted it.
     """
     context = FlowRunContext.get()
     if context is not None:
         context.run_results.clear()
+        context.task_run_assets.clear()
 
 
 def _decode_parcel(parcel: Parcel, noted: HandedOver) -> Any:

@@ -19,6 +19,7 @@ from zfast.codec import decode
 from zfast.deadline import Deadline
 from zfast.errors import ResultLostError, WorkerError
 from zfast.prefect.crashes import crashed, crashed_by
+from zfast.prefect.internals.known_results import know_result
 from zfast.sharing.handover import Parcel
 
 if TYPE_CHECKING:
@@ -184,11 +185,13 @@ class ZfastFuture(PrefectConcurrentFuture[Any]):
         if parcel is None:
             return cast("State[Any]", self.wrapped_future.result())
         try:
-            return cast("State[Any]", decode(parcel.open()))
+            state = cast("State[Any]", decode(parcel.open()))
         except ResultLostError:
             raise
         except Exception as error:
             return crashed(f"The result cannot be decoded: {error}", error, self.details)
+        know_result(state)
+        return state
 
     def _make_again(self, loss: ResultLostError, deadline: Deadline) -> Parcel | WorkerError | None:
         """The parcel made again, or why not; None if that takes too long."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from prefect.context import TagsContext
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.task_runners import TaskRunner
@@ -17,6 +16,7 @@ from prefect.task_runners import TaskRunner
 from zfast.addresses import as_told_to_others
 from zfast.codec import encode
 from zfast.errors import ZfastError
+from zfast.prefect.call import make_call
 from zfast.prefect.crashes import active_flow_run_id
 from zfast.prefect.future import ZfastFuture
 from zfast.prefect.making import Making
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
     from prefect.tasks import Task
     from typing_extensions import Self
-
-    from zfast.prefect.execution import Call
 
 
 #: Futures that can be ending at one time; more than one waits only for a callback that blocks.
@@ -247,13 +245,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             common = wait_for
         else:
             common = OneMap(task, wait_for)
-        call: Call = {
-            "task_run_id": future.task_run_id,
-            "parameters": parameters,
-            "wait_for": list(common) or None,
-            "dependencies": dependencies,
-            "tags": TagsContext.get().current_tags,
-        }
+        call = make_call(task, future.task_run_id, parameters, list(common), dependencies)
         try:
             common.code = common.code or shipper.ship_task(task)
             making = Making(
