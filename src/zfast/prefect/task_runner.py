@@ -26,6 +26,7 @@ from zfast.prefect.runner_settings import make_policy, make_remote
 from zfast.prefect.shipping import OneMap, Shipper, child_environment, shared_versions
 from zfast.prefect.state_tap import process_tap
 from zfast.prefect.submission import Submission, crash_unsent
+from zfast.prefect.transactions import TransactionCheck
 from zfast.prefect.worker_vitals import WorkerVitals
 from zfast.prefect.workshop import Workshop
 from zfast.runner.hub import Hub
@@ -128,6 +129,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
         self._vitals: WorkerVitals | None = None
         self._shipper: Shipper | None = None
         self._reporter: Reporter | None = None
+        self._transactions = TransactionCheck(self.logger)
         self._completions = concurrent.futures.ThreadPoolExecutor(
             MAX_COMPLETIONS, thread_name_prefix="zfast-completion"
         )
@@ -230,6 +232,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
 
         Raises:
             RuntimeError: The runner is not started.
+            ConfigError: A transaction is active here, and the task has hooks of transactions.
         """
         if not self._started:
             raise RuntimeError(
@@ -238,6 +241,7 @@ class ZfastTaskRunner(TaskRunner[ZfastFuture]):
             )
         from prefect._internal.uuid7 import uuid7
 
+        self._transactions.check(task)
         workshop, shipper = self._start()
         future = ZfastFuture(uuid7(), workshop.flow_run_id)
         upstream: list[PrefectFuture[Any]] = []
