@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import os
 import random
@@ -28,7 +30,9 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("ZFAST_STORAGE_PATH", None)
-
+# What is printed, and how wide, is as the tests have it, not as who runs them likes it.
+for _name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 
 # What of Prefect draws random numbers on threads that outlive a test: delays of retries, pings.
 _RANDOM_IN_BACKGROUND = (
@@ -67,14 +71,19 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """The URL of a Prefect API with an empty database, also set for this process."""
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
+
+    from foremen import free_port
 
     # From a source of their own: Hypothesis, while it draws, takes any use of the common one for
     # a strategy's.
     for name in _RANDOM_IN_BACKGROUND:
         importlib.import_module(name).random = random.Random()  # type: ignore[attr-defined]
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        # The server binds its port seconds later: by then a connection may have been given it.
+        patch.setattr(utilities, "_find_available_port", free_port)
+        stack.enter_context(utilities.prefect_test_harness(server_startup_timeout=60))
         from prefect.settings import PREFECT_API_URL
 
         url = PREFECT_API_URL.value()
@@ -104,10 +113,15 @@ def run_python(prefect_api: str) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def oidc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the certified issuer is installed."""
+    """Where the certified issuer is installed: once, for all of xdist's workers."""
     from oidc_issuer import install
 
-    return install(tmp_path_factory.mktemp("oidc"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "oidc"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return install(folder)
 
 
 @pytest.fixture
@@ -116,9 +130,17 @@ def notes():
 
 
 @pytest.fixture
-def runtime_root(tmp_path, monkeypatch):
+def short_folder():
+    """A folder short enough for a socket's path, wherever TMPDIR is; other users may look at it."""
+    with tempfile.TemporaryDirectory(prefix="zf", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def runtime_root(monkeypatch):
     """Where hubs make their folders, short enough for a socket's path."""
-    root = tempfile.mkdtemp(prefix="zf")
+    root = tempfile.mkdtemp(prefix="zf", dir="/tmp")
     monkeypatch.setenv("XDG_RUNTIME_DIR", root)
     yield Path(root)
     assert list(Path(root).iterdir()) == []

@@ -62,17 +62,28 @@ def install(folder: Path) -> Path:
     """Put oidc-provider into a folder; skips the test where that cannot be."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("the certified issuer, oidc-provider, needs node and npm")
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "oidc-provider@9"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"npm cannot install oidc-provider: {done.stderr[-200:]}")
+    told = folder / "told"
+    if not told.exists():
+        told.write_text(_npm_install(folder))
+    if why := told.read_text():
+        pytest.skip(f"npm cannot install oidc-provider: {why}")
     return folder
+
+
+def _npm_install(folder: Path) -> str:
+    """Why that cannot be, or nothing."""
+    try:
+        done = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "oidc-provider@9"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return str(error)
+    return f"status {done.returncode}: {done.stderr[-200:]}" if done.returncode else ""
 
 
 def ask(url: str, client: str) -> bytes:

@@ -30,10 +30,10 @@ from zfast.errors import (
 
 
 @pytest.fixture(params=["inproc", "ipc", "tcp"])
-def endpoint(request, tmp_path):
+def endpoint(request, short_folder):
     if request.param == "tcp":
         return "tcp://127.0.0.1:*"
-    return f"ipc://{tmp_path}/s" if request.param == "ipc" else f"inproc://{tmp_path.name}"
+    return f"ipc://{short_folder}/s" if request.param == "ipc" else f"inproc://{short_folder.name}"
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def channels(endpoint):
 
 
 @pytest.fixture
-def ipc(tmp_path):
-    return f"ipc://{tmp_path}/s"
+def ipc(short_folder):
+    return f"ipc://{short_folder}/s"
 
 
 def in_thread(function, *arguments):
@@ -427,16 +427,16 @@ def test_plain_tcp_is_for_loopback_only():
         Channel.bind("tcp://0.0.0.0:5555", insecure=True)
 
 
-def test_an_endpoint_in_use_is_refused(tmp_path):
+def test_an_endpoint_in_use_is_refused(short_folder):
     with pytest.raises(TransportError, match="cannot bind"):
-        Channel.bind(f"ipc://{tmp_path}/missing/folder/s")
-    with Channel.bind(f"ipc://{tmp_path}/taken") as first:
+        Channel.bind(f"ipc://{short_folder}/missing/folder/s")
+    with Channel.bind(f"ipc://{short_folder}/taken") as first:
         with pytest.raises(TransportError, match="in use"):
             Channel.bind(first.endpoint)
         with Channel.connect(first.endpoint) as tx:
             tx.send(1)
             assert first.recv(timeout=10) == 1
-    assert not (tmp_path / "taken").exists()
+    assert not (short_folder / "taken").exists()
     with Channel.bind("inproc://taken"), pytest.raises(TransportError, match="in use"):
         Channel.bind("inproc://taken")
 

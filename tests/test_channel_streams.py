@@ -39,13 +39,13 @@ LARGE = 40 * MB
 
 
 @pytest.fixture(params=["ipc", "tcp"])
-def endpoint(request, tmp_path):
-    return f"ipc://{tmp_path}/s" if request.param == "ipc" else "tcp://127.0.0.1:*"
+def endpoint(request, short_folder):
+    return f"ipc://{short_folder}/s" if request.param == "ipc" else "tcp://127.0.0.1:*"
 
 
 @pytest.fixture
-def ipc(tmp_path):
-    return f"ipc://{tmp_path}/s"
+def ipc(short_folder):
+    return f"ipc://{short_folder}/s"
 
 
 @pytest.fixture

@@ -38,10 +38,11 @@ def open_socket():
 
 
 @pytest.fixture(params=["inproc", "ipc", "tcp"])
-def pair(request, open_socket, tmp_path):
+def pair(request, open_socket, short_folder):
     """A PUSH and a PULL, connected over each transport."""
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
-    address = {"inproc": "inproc://pair", "ipc": f"ipc://{tmp_path}/s", "tcp": "tcp://127.0.0.1:*"}
+    ipc = f"ipc://{short_folder}/s"
+    address = {"inproc": "inproc://pair", "ipc": ipc, "tcp": "tcp://127.0.0.1:*"}
     pull.bind(address[request.param])
     push.connect(pull.last_endpoint.rstrip(b"\0").decode())
     return push, pull

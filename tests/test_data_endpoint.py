@@ -155,9 +155,10 @@ def tcp_host(start_host):
 
 
 @pytest.fixture
-def start_host(tmp_path_factory):
+def start_host(short_folder):
     """Starts hosts; when they are closed nothing of them is left."""
-    hosts, folder = [], tmp_path_factory.mktemp("d")
+    hosts, folder = [], short_folder / "hosts"
+    folder.mkdir()
 
     def start(scheme):
         if scheme == "ipc":
@@ -636,13 +637,13 @@ def _asked(socket, descriptor, offset):
 
 
 @contextlib.contextmanager
-def played_host(tmp_path, play):
+def played_host(folder, play):
     """A host played by a function of each question, its number and the ROUTER's way to answer."""
     stopped = threading.Event()
     router = process_context().socket(zmq.ROUTER)
     router.linger = 0
     router.rcvtimeo = 20
-    router.bind(f"ipc://{tmp_path}/played")
+    router.bind(f"ipc://{folder}/played")
 
     def run():
         while not stopped.is_set():
@@ -663,7 +664,7 @@ def played_host(tmp_path, play):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield DataPeer(f"ipc://{tmp_path}/played")
+        yield DataPeer(f"ipc://{folder}/played")
     finally:
         stopped.set()
         thread.join()
@@ -675,7 +676,7 @@ def wanted():
     return Descriptor(secrets.token_bytes(16), 1, 0, len(data)), data
 
 
-def test_questions_that_were_dropped_are_asked_again(tmp_path, guest, wanted):
+def test_questions_that_were_dropped_are_asked_again(short_folder, guest, wanted):
     descriptor, data = wanted
     counts = {}
 
@@ -686,14 +687,14 @@ def test_questions_that_were_dropped_are_asked_again(tmp_path, guest, wanted):
             return
         reply(Piece(), number, data[asked.offset : asked.offset + asked.nbytes])
 
-    with played_host(tmp_path, play) as peer:
+    with played_host(short_folder, play) as peer:
         guest.fetch(descriptor, peer)
         assert guest.get(descriptor) == [data]
     assert set(counts) == set(range(1, 22))
     assert max(counts.values()) <= 3
 
 
-def test_answers_that_come_twice_or_late_or_unasked_are_ignored(tmp_path, guest, wanted):
+def test_answers_that_come_twice_or_late_or_unasked_are_ignored(short_folder, guest, wanted):
     descriptor, data = wanted
     late = []
 
@@ -708,7 +709,7 @@ def test_answers_that_come_twice_or_late_or_unasked_are_ignored(tmp_path, guest,
         for earlier, nbytes in late[:-WINDOW]:
             reply(Piece(), earlier, bytes(nbytes))
 
-    with played_host(tmp_path, play) as peer:
+    with played_host(short_folder, play) as peer:
         guest.fetch(descriptor, peer)
         assert guest.get(descriptor) == [data]
 
@@ -716,17 +717,20 @@ def test_answers_that_come_twice_or_late_or_unasked_are_ignored(tmp_path, guest,
 @pytest.mark.parametrize(
     "buffers", [[], [b""], [bytes(CHUNK_NBYTES - 1)], [bytes(CHUNK_NBYTES + 1)], [b"a", b"b"]]
 )
-def test_a_piece_of_another_size_ends_its_fetch(tmp_path, guest, wanted, buffers):
-    with played_host(tmp_path, lambda _, number, reply: reply(Piece(), number, *buffers)) as peer:
+def test_a_piece_of_another_size_ends_its_fetch(short_folder, guest, wanted, buffers):
+    def play(_, number, reply):
+        reply(Piece(), number, *buffers)
+
+    with played_host(short_folder, play) as peer:
         guest.fetch(wanted[0], peer)
         error = guest.get(wanted[0])[0]
     assert isinstance(error, ProtocolError)
     assert "what was not asked for" in str(error)
 
 
-def test_a_host_that_says_nothing_is_given_up(tmp_path, wanted, start_guest):
+def test_a_host_that_says_nothing_is_given_up(short_folder, wanted, start_guest):
     guest = start_guest(patience_s=0.5)
-    with played_host(tmp_path, lambda *_: None) as peer:
+    with played_host(short_folder, lambda *_: None) as peer:
         guest.fetch(wanted[0], peer)
         error = guest.get(wanted[0])[0]
         assert isinstance(error, TransportError)

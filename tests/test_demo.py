@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +30,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def temp_folder() -> Iterator[Path]:
+def temp_folder(short_folder: Path) -> Path:
     """The demo's temporary folder; short, because a socket's path must be."""
-    folder = Path(tempfile.mkdtemp(prefix="zt-"))
-    yield folder
-    shutil.rmtree(folder)
+    return short_folder
 
 
 def environment(temp_folder: Path, **more: str) -> dict[str, str]:

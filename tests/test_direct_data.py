@@ -74,9 +74,9 @@ def test_it_comes_right_to_a_job_of_another_host_and_of_its_own(two_hosts):
 @pytest.mark.filterwarnings("ignore::zfast.addresses.InsecureEndpointWarning")
 @pytest.mark.parametrize("scheme", ["tcp", "ipc"])
 def test_it_comes_right_where_no_keys_guard_the_hub(
-    start_remote, foremen, journal, tmp_path, runtime_root, scheme
+    start_remote, foremen, journal, tmp_path, short_folder, runtime_root, scheme
 ):
-    url = "tcp://127.0.0.1:*" if scheme == "tcp" else f"ipc://{tmp_path}/hub"
+    url = "tcp://127.0.0.1:*" if scheme == "tcp" else f"ipc://{short_folder}/hub"
     jobs = start_remote(url=url, insecure=True)
     options = ["--insecure"] if scheme == "tcp" else []
     hosts = TwoHosts(jobs, foremen, journal, tmp_path, options=options)

@@ -50,8 +50,8 @@ SCRIPT = Path(__file__).with_name("events_process.py")
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ev")
+def folder(short_folder: Path) -> Path:
+    return short_folder
 
 
 class Remote:
@@ -397,7 +397,9 @@ def test_a_folder_that_is_open_to_others_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / f"zfast-events-{os.getuid()}").mkdir(mode=0o755)
+    open_to_others = tmp_path / f"zfast-events-{os.getuid()}"
+    open_to_others.mkdir()
+    open_to_others.chmod(0o755)  # whatever the umask
     with pytest.raises(ConfigError, match="not a folder of yours alone"):
         Publisher()
     with pytest.raises(ConfigError, match="not a folder of yours alone"):

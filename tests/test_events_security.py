@@ -50,9 +50,9 @@ CLIENTS = (
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(short_folder: Path) -> Path:
     """Where publishers are found."""
-    return tmp_path_factory.mktemp("ev")
+    return short_folder
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_a_flows_workers_publish_with_the_keys_of_their_host(
     relay: str,
     prefect_api: str,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
+    short_folder: Path,
 ) -> None:
     from prefect import flow, task
 
@@ -425,7 +425,7 @@ def test_a_flows_workers_publish_with_the_keys_of_their_host(
 
     monkeypatch.setenv("ZFAST_KEYS", str(keys.path))
     monkeypatch.setenv("ZFAST_ENVIRONMENT", "prod")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     told: list[Any] = []
     with subscribe(keys, relay, "viewer") as events:
         events.wait_joined(20)

@@ -7,6 +7,5 @@ from pathlib import Path
 from soak_events import soak
 
 
-def test_fifty_subscribers_join_and_leave(tmp_path_factory: object) -> None:
-    folder: Path = tmp_path_factory.mktemp("s")  # type: ignore[attr-defined]
-    soak(50, 3, 1, folder)
+def test_fifty_subscribers_join_and_leave(short_folder: Path) -> None:
+    soak(50, 3, 1, short_folder)

@@ -151,12 +151,11 @@ def test_a_channel_without_keys(both_families, host):
 
 @needs_ipv6
 @pytest.mark.parametrize("host", ["[::1]", "localhost"])
-def test_events_by_way_of_a_relay(tmp_path, tmp_path_factory, both_families, host):
+def test_events_by_way_of_a_relay(tmp_path, short_folder, both_families, host):
     keys = KeyFolder(tmp_path / "keys")
     keys.new("prod", "server")
     for name, role in (("viewer", Role.VIEWER), ("runner", Role.RUNNER)):
         keys.authorize(keys.new("prod", name).pair.public, name, role=role, environment="prod")
-    folder = tmp_path_factory.mktemp("ev")
 
     def key(name):
         return ClientSecurity.load("prod", name=name, folder=keys.path)
@@ -166,8 +165,9 @@ def test_events_by_way_of_a_relay(tmp_path, tmp_path_factory, both_families, hos
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:
+        runner = key("runner")
         with (
-            Publisher(folder=folder, relay=relay.endpoint, security=key("runner")) as publisher,
+            Publisher(folder=short_folder, relay=relay.endpoint, security=runner) as publisher,
             Subscription(relay.endpoint, environment="prod", security=key("viewer")) as events,
         ):
             made = make_event(1)

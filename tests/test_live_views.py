@@ -34,10 +34,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def publisher(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Publisher]:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
+def publisher(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     with Publisher() as made:
         yield made
 
@@ -141,7 +139,6 @@ def test_the_page_shows_what_happens(
         page.close()
 
 
-@needs_browser
 def test_the_page_and_the_relay_of_the_documentation_have_ports_of_their_own() -> None:
     text = (Path(__file__).parents[1] / "docs/live-states.md").read_text(encoding="utf-8")
     relay = re.search(r"zfast relay tcp://\S+:(\d+)", text)
@@ -153,6 +150,7 @@ def test_the_page_and_the_relay_of_the_documentation_have_ports_of_their_own() -
     assert page.groups() == (str(DEFAULT_PORT), str(DEFAULT_PORT))
 
 
+@needs_browser
 def test_what_a_flow_calls_itself_is_text_to_the_page(
     chromium: Browser, page_url: str, publisher: Publisher
 ) -> None:

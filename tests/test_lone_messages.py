@@ -32,10 +32,11 @@ PLAIN_VALUES = [
 
 
 @pytest.fixture(params=["inproc", "ipc"])
-def channels(request, tmp_path):
-    scheme = f"ipc://{tmp_path}/s" if request.param == "ipc" else f"inproc://{tmp_path.name}"
-    rx = Channel.bind(scheme)
-    tx = Channel.connect(scheme)
+def channels(request, short_folder):
+    ipc, inproc = f"ipc://{short_folder}/s", f"inproc://{short_folder.name}"
+    endpoint = ipc if request.param == "ipc" else inproc
+    rx = Channel.bind(endpoint)
+    tx = Channel.connect(endpoint)
     yield rx, tx
     tx.abort()
     rx.abort()

@@ -206,8 +206,8 @@ def test_top_filters() -> None:
 
 
 @pytest.fixture
-def publisher(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
+def publisher(short_folder: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     with Publisher() as made:
         for event in events():
             if isinstance(event, StateEvent):

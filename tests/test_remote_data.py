@@ -93,9 +93,9 @@ def test_what_is_let_go_and_sent_again_is_there(start_remote, foremen, journal):
 
 
 def test_at_a_data_endpoint_a_result_goes_by_a_name_that_its_descriptor_does_not_tell(
-    start_remote, foremen, journal, tmp_path, runtime_root
+    start_remote, foremen, journal, short_folder, runtime_root
 ):
-    jobs = start_remote(url=f"ipc://{tmp_path}/hub", insecure=True)
+    jobs = start_remote(url=f"ipc://{short_folder}/hub", insecure=True)
     foremen.start(jobs.hub.endpoint)
     joined(jobs)
     result = jobs.parcel(jobs.submit(lambda *_: numbers(1, LARGE)))

@@ -71,7 +71,7 @@ def test_the_pause_after_failed_starts_has_an_end():
 
 
 def test_a_foreman_with_a_worker_that_cannot_be_started_keeps_the_others(
-    start_remote, journal, tmp_path, monkeypatch, caplog
+    start_remote, journal, tmp_path, short_folder, monkeypatch, caplog
 ):
     def one_licence(path):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
@@ -80,7 +80,7 @@ def test_a_foreman_with_a_worker_that_cannot_be_started_keeps_the_others(
     licence = str(tmp_path / "licence")
     jobs = start_remote(
         initializer=cloudpickle.dumps((one_licence, (licence,))),
-        url=f"ipc://{tmp_path}/hub",
+        url=f"ipc://{short_folder}/hub",
     )
     address = HubAddress(jobs.hub.endpoint)
     foreman = Foreman(address, 2, lambda _: None, data_endpoint="none")

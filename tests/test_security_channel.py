@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -246,6 +246,17 @@ def test_a_hundred_strangers_with_garbage_and_huge_frames_cost_little_memory(ser
     speak(endpoint)
 
 
+@pytest.fixture
+def many_descriptors():
+    """As many open files as this process may have: some systems begin with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
 def test_a_thousand_silent_strangers_do_not_keep_a_good_client_out(server):
     _, endpoint = server
     port = int(endpoint.rpartition(":")[2])
@@ -272,13 +283,10 @@ def test_a_thousand_silent_strangers_do_not_keep_a_good_client_out(server):
 # ---- the boundary of ipc ---------------------------------------------------------------------
 
 
-def test_another_user_does_not_come_in_over_ipc(tmp_path, monkeypatch):
+def test_another_user_does_not_come_in_over_ipc(short_folder):
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")
-    tmp_path.chmod(0o777)
-    for parent in list(tmp_path.parents)[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    path = tmp_path / "s.sock"
+    path = short_folder / "s.sock"
     with Channel.bind(f"ipc://{path}") as rx:
         path.chmod(0o777)
         script = (
@@ -313,27 +321,26 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_nobody_connects_to_a_socket_that_another_user_put_there_first(kind):
+def test_nobody_connects_to_a_socket_that_another_user_put_there_first(kind, short_folder):
     """As in /tmp: who waits for a server there would unpickle what the first comer sends."""
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o1777)
-        address = f"@zfast-{os.urandom(8).hex()}" if kind == "abstract" else f"{folder}/s.sock"
-        with pytest.raises(TransportError, match="another user could"):
+    short_folder.chmod(0o1777)
+    address = f"@zfast-{os.urandom(8).hex()}" if kind == "abstract" else f"{short_folder}/s.sock"
+    with pytest.raises(TransportError, match="another user could"):
+        Channel.connect(f"ipc://{address}")
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", _IMPOSTOR, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as impostor:
+        assert impostor.stdout.readline() == "listens\n"
+        with pytest.raises(TransportError, match="belongs to user 65534"):
             Channel.connect(f"ipc://{address}")
-        with subprocess.Popen(
-            [sys.executable, "-S", "-c", _IMPOSTOR, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as impostor:
-            assert impostor.stdout.readline() == "listens\n"
-            with pytest.raises(TransportError, match="belongs to user 65534"):
-                Channel.connect(f"ipc://{address}")
-            impostor.stdin.close()
-        if kind == "path":
-            os.unlink(address)
-        with Channel.bind(f"ipc://{address}") as rx, Channel.connect(f"ipc://{address}") as tx:
-            tx.send(1, timeout=20)
-            assert rx.recv(timeout=20) == 1
+        impostor.stdin.close()
+    if kind == "path":
+        os.unlink(address)
+    with Channel.bind(f"ipc://{address}") as rx, Channel.connect(f"ipc://{address}") as tx:
+        tx.send(1, timeout=20)
+        assert rx.recv(timeout=20) == 1

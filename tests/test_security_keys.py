@@ -11,7 +11,6 @@ import pickle
 import shlex
 import subprocess
 import sys
-import tempfile
 import traceback
 from functools import partial
 from pathlib import Path
@@ -194,11 +193,10 @@ def test_a_folder_of_public_keys_that_others_can_write_to_is_refused(
         load("prod")
 
 
-def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
+def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one(short_folder):
     with contextlib.ExitStack() as stack:
         # Not in tmp_path: the folders above that are for one user alone.
-        made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zfast-")))
-        folder = KeyFolder(made / "keys")
+        folder = KeyFolder(short_folder / "keys")
         folder.new("prod", "server")
         good, gone = folder.new("prod", "client").pair, folder.new("prod", "gone").pair
         folder.authorize(good.public, "client", Role.WORKER, "prod")
@@ -206,7 +204,7 @@ def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one():
         folder.revoke(gone.public, "gone")
         (folder.path / "authorized" / "gone.pub").write_text(f'public = "{gone.public.z85}"\n')
         ServerSecurity.load("prod", folder=folder.path)  # and imports what that needs
-        stack.enter_context(not_as_root(made))
+        stack.enter_context(not_as_root(short_folder))
         security = ServerSecurity.load("prod", folder=folder.path)
         records = stack.enter_context(Records())
         service = stack.enter_context(serving(security))

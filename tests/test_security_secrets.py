@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+
+import pytest
 
 from zfast.security.curve_keys import KeyPair
 from zfast.security.key_folder import KeyFolder
@@ -128,6 +131,10 @@ def run_script(tmp_path, prefect_api: str, what: str, secrets: dict[str, str]) -
     return out + error + seen
 
 
+needs_ps = pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps here")
+
+
+@needs_ps
 def test_secrets_in_variables_show_nowhere_in_a_whole_run(tmp_path, prefect_api):
     folder = KeyFolder(tmp_path / "keys")
     server, client = KeyPair.generate("server"), KeyPair.generate("client")
@@ -147,6 +154,7 @@ def test_secrets_in_variables_show_nowhere_in_a_whole_run(tmp_path, prefect_api)
         assert secret[:20] not in written, name
 
 
+@needs_ps
 def test_workers_get_no_secret_even_when_nobody_asked_for_it(tmp_path, prefect_api):
     """A runner of local workers reads no security settings; their variables stay behind all the
     same."""

@@ -44,9 +44,8 @@ def failing() -> None:
 
 
 @pytest.fixture
-def told(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Iterator[Told]:
-    runtime = tmp_path_factory.mktemp("run")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+def told(short_folder: Path, monkeypatch: Any) -> Iterator[Told]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     told = Told()
     yield told
     told.end()

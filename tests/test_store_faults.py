@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -177,14 +176,9 @@ def run_python(script: str) -> str:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_folder_of_somebody_else() -> None:
+def test_a_folder_of_somebody_else(short_folder: Path) -> None:
     # Pytest's own folders are closed to others.
-    with tempfile.TemporaryDirectory() as parent:
-        Path(parent).chmod(0o755)
-        check_folder_of_somebody_else(Path(parent) / "store")
-
-
-def check_folder_of_somebody_else(folder: Path) -> None:
+    folder = short_folder / "store"
     store = FolderStore(str(folder))
     store.put("k", b"old", old_payload())
     for path in (folder, Path(store.path_of("k"))):
