@@ -129,6 +129,13 @@ def wait_for_file(argument, _):
     return key
 
 
+def meet(folder, _):
+    """Wait for another worker that does this: each of two jobs has one of its own then."""
+    (folder / f"{os.getpid()}").touch()
+    settled(lambda: len(os.listdir(folder)) >= 2, 60)
+    return os.getpid()
+
+
 def wait_to_be_let_go(folder, _):
     """A job that ends when there is a file of its worker's name, or one for everybody."""
     (folder / f"{os.getpid()}").touch()
@@ -140,6 +147,8 @@ def wait_to_be_let_go(folder, _):
 def only(jobs, pids, folder):
     """Let no worker but those with these pids be given jobs. All of them must be idle."""
     place = Path(tempfile.mkdtemp(dir=folder))
+    if jobs.hub._remote is not None:  # who is silent for a moment is not given what holds it
+        settled(lambda: not any(host.is_silent for host in jobs.hub._remote.hosts), 60)
     idle = [worker for worker in jobs.hub._staffing.workers if worker.available]
     n_local = min(sum(worker.is_local for worker in idle), jobs.hub._policy.max_workers)
     n_idle = n_local + sum(not worker.is_local for worker in idle)  # the others are spares

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hub_jobs import Jobs
+from hub_jobs import Jobs, meet
 from zfast import arena
 from zfast.codec import decode, encode
 from zfast.errors import WorkerDiedError, WorkerError
@@ -107,12 +107,10 @@ def test_what_a_job_returned_is_not_what_the_next_one_makes_of_it(
     assert values == [{float(i)} for i in range(100)]
 
 
-def test_it_is_read_by_another_worker_and_by_its_own(hub_jobs):
+def test_it_is_read_by_another_worker_and_by_its_own(hub_jobs, tmp_path):
     jobs = hub_jobs()
     result = parcel(jobs.submit(ones, N))
-    for outcome in [jobs.submit(lambda *_: time.sleep(1)) for _ in "12"]:
-        jobs.value(outcome)
-    both = [jobs.submit(lambda a, _: (time.sleep(0.3), total(a, None))[1], result) for _ in "12"]
+    both = [jobs.submit(lambda a, _: (meet(tmp_path, _), total(a, _))[1], result) for _ in "12"]
     answers = [jobs.value(outcome) for outcome in both]
     assert {(s, w) for s, _, w in answers} == {(float(N), False)}
     assert len({pid for _, pid, _ in answers}) == 2

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import zmq
 
-from hub_jobs import appeared
+from hub_jobs import appeared, meet, settled, wait_for_file
 from zfast.codec import decode
 from zfast.errors import ConfigError, WorkerDiedError
 from zfast.runner.hub import Hub
@@ -58,10 +59,10 @@ def test_a_job_runs_in_a_worker_with_its_environment(jobs, notes):
     assert notes == [("topic", b"note")]
 
 
-def test_workers_are_started_as_needed_and_kept(jobs):
+def test_workers_are_started_as_needed_and_kept(jobs, tmp_path):
     pids = {jobs.run(lambda *_: os.getpid()) for _ in range(5)}
     assert len(pids) == 1
-    outcomes = [jobs.submit(lambda *_: (time.sleep(0.3), os.getpid())[1]) for _ in range(6)]
+    outcomes = [jobs.submit(meet, tmp_path) for _ in range(6)]
     assert len({jobs.value(outcome) for outcome in outcomes}) == 2
 
 
@@ -153,23 +154,29 @@ def test_a_grandchild_that_outlives_its_worker_hides_no_death(start_hub):
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    jobs.run(lambda *_: None)  # its worker has started
     started = time.monotonic()
     with pytest.raises(WorkerDiedError):
         jobs.run(work)
     assert time.monotonic() - started < 3
 
 
-def test_closing_waits_for_what_runs_and_takes_back_the_rest(jobs):
-    jobs.run(lambda *_: None)
-    outcomes = [jobs.submit(lambda *_: time.sleep(0.5) or "ran") for _ in range(5)]
-    time.sleep(0.2)
-    jobs.hub.close()
-    results = [outcome.get(timeout=1) for outcome in outcomes]
-    taken_back = [r for r in results if isinstance(r, JobCancelledError)]
-    assert len(taken_back) >= 3
-    assert [decode(r[0].open()) for r in results if r not in taken_back] == ["ran"] * (
-        5 - len(taken_back)
-    )
+def test_closing_waits_for_what_runs_and_takes_back_the_rest(jobs, journal, tmp_path):
+    gate = tmp_path / "gate"
+    outcomes = {n: jobs.submit(wait_for_file, (journal, n, gate)) for n in "01234"}
+    closing = threading.Thread(target=jobs.hub.close)
+    try:
+        settled(lambda: len(journal.lines(None, "begin")) == 2)
+        begun = {key for key, *_ in journal.lines(None, "begin")}
+        closing.start()
+        for key in outcomes.keys() - begun:
+            assert isinstance(outcomes[key].get(timeout=20), JobCancelledError)
+        assert closing.is_alive()
+    finally:
+        gate.touch()
+    closing.join()
+    assert {decode(outcomes[key].get(timeout=1)[0].open()) for key in begun} == begun
+    assert {key for key, *_ in journal.lines(None, "begin")} == begun
     with pytest.raises(JobCancelledError, match="closed"):
         jobs.run(lambda *_: None)
 
@@ -210,7 +217,7 @@ def test_strangers_on_the_socket_are_ignored(jobs, runtime_root, caplog):
             raw.connect(str(folder / "hub.sock"))
             raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert [jobs.run(lambda x, _: x, i) for i in range(20)] == list(range(20))
-    assert "message dropped" in caplog.text
+        settled(lambda: "message dropped" in caplog.text)
 
 
 DRIVER = """

@@ -25,7 +25,7 @@ from prefect.context import TaskRunContext
 
 from hub_jobs import settled
 from lost_hosts import WHY, Hosts
-from test_task_semantics import wait_for_file
+from test_task_runner import wait_for_file
 from zfast import ZfastTaskRunner
 from zfast.errors import ResultLostError, WorkerDiedError
 from zfast.prefect.making import MAX_REMAKES, Making
@@ -190,9 +190,9 @@ def test_a_lost_result_goes_to_another_runner(hosts, runner, tmp_path):
 # ---- what is made again ---------------------------------------------------------------------
 
 
-def chain(runner: ZfastTaskRunner, folder: Path) -> Any:
+def chain(runner: ZfastTaskRunner, folder: Path, begin: Any = make) -> Any:
     """The last future of a chain of three; nothing keeps the results before it."""
-    first = runner.submit(make, {"folder": folder})
+    first = runner.submit(begin, {"folder": folder})
     second = runner.submit(add, {"array": first, "folder": folder, "name": "second"})
     return done(runner.submit(add, {"array": second, "folder": folder, "name": "third"}))
 
@@ -434,10 +434,14 @@ def test_a_making_that_was_taken_back_leaves_nobody_waiting(hosts, tmp_path):
 
 def test_leaving_the_runner_waits_for_no_making_that_has_not_begun(hosts, tmp_path):
     with ZfastTaskRunner(max_workers=1, spares=0) as runner:
-        third = chain(runner, tmp_path)
+        third = chain(runner, tmp_path, make_when_told)
         hosts.lose()
         taken = runner.submit(last, {"array": third, "folder": tmp_path})
         settled(lambda: (tmp_path / "make-2").exists())
+        # What begins the rest of the chain ends only once what waits has been taken back.
+        waiting = runner.submit(wait_for_file, {"path": tmp_path / "never"})
+        waiting.add_done_callback(lambda _: (tmp_path / "go").touch())
+    assert waiting.state.is_cancelled()
     assert taken.state.is_cancelled()
     assert not (tmp_path / "third-2").exists()
     assert not (tmp_path / "last-1").exists()

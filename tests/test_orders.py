@@ -58,8 +58,11 @@ def gate(start_hub, tmp_path):
 
 
 def test_a_job_that_comes_back_to_its_worker_and_dies_there_counts_as_begun(
-    start_hub, journal, gate
+    start_hub, journal, gate, monkeypatch
 ):
+    monkeypatch.setattr("zfast.runner.scheduling.SHORT_S", 60.0)
+    for name in ("placement", "dispatcher"):  # long enough to be handed out in advance before
+        monkeypatch.setattr(f"zfast.runner.{name}.RECALL_AFTER_S", 2.0)
     jobs = start_hub(max_workers=1, spares=0)
     for n in range(3):  # the code is known to be short: one job waits behind another
         assert jobs.run(simple, (journal, f"short-{n}", 0)) == f"short-{n}"

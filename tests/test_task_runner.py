@@ -29,6 +29,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from foremen import gone
+from hub_jobs import settled
 from zfast import ZfastTaskRunner
 from zfast.errors import CodecError, ConfigError, WorkerDiedError
 from zfast.prefect.task_runner import MAX_COMPLETIONS
@@ -39,6 +40,14 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 @dataclass
 class Box:
     content: Any
+
+
+@task
+def wait_for_file(path: Path) -> str:
+    path.with_suffix(".begun").touch()
+    while not path.exists():
+        time.sleep(0.01)
+    return path.name
 
 
 @task
@@ -619,36 +628,27 @@ def test_nothing_starts_before_the_first_submit():
         assert set(Path("/proc/self/task").iterdir()) <= before
 
 
-def test_leaving_the_runner_takes_back_what_has_not_started():
-    @task
-    def slow() -> int:
-        time.sleep(1)
-        return 1
-
+def test_leaving_the_runner_takes_back_what_has_not_started(tmp_path):
+    go = tmp_path / "go"
     with ZfastTaskRunner(max_workers=1, spares=0) as runner:
-        runner.submit(identity, {"value": 1}).wait()
-        futures = [runner.submit(slow, {}) for _ in range(3)]
-        time.sleep(0.3)
-    assert futures[0].result() == 1
+        futures = [runner.submit(wait_for_file, {"path": go}) for _ in range(3)]
+        futures[-1].add_done_callback(lambda _: go.touch())
+        settled(go.with_suffix(".begun").exists)
+    assert futures[0].result() == "go"
     assert [future.state.name for future in futures[1:]] == ["Cancelled", "Cancelled"]
 
 
-def test_cancelling_the_original_reaches_the_running_duplicate():
+def test_cancelling_the_original_reaches_the_running_duplicate(tmp_path):
     original = ZfastTaskRunner(max_workers=1, spares=0)
-
-    @task
-    def slow() -> int:
-        time.sleep(0.5)
-        return 1
-
+    go = tmp_path / "go"
     with original.duplicate() as running:
-        running.submit(identity, {"value": 1}).wait()
-        futures = [running.submit(slow, {}) for _ in range(2)]
-        time.sleep(0.2)
+        futures = [running.submit(wait_for_file, {"path": go}) for _ in range(2)]
+        settled(go.with_suffix(".begun").exists)
         original.cancel_all()
-        assert futures[0].result() == 1
-        futures[1].wait()
+        futures[1].wait(30)
+        go.touch()
         assert futures[1].state.name == "Cancelled"
+        assert futures[0].result() == "go"
 
 
 def test_a_callback_may_wait_for_another_future():

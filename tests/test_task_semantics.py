@@ -30,7 +30,7 @@ from prefect.settings import (
 from prefect.transactions import transaction
 from prefect.utilities.annotations import opaque
 
-from test_task_runner import eventually, fail, identity, worker_pid
+from test_task_runner import eventually, fail, identity, wait_for_file, worker_pid
 from zfast import ZfastTaskRunner
 from zfast.prefect.runner_settings import make_policy
 
@@ -41,14 +41,6 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 def runner(prefect_api: str) -> Iterator[ZfastTaskRunner]:
     with ZfastTaskRunner(max_workers=2, spares=0) as runner:
         yield runner
-
-
-@task
-def wait_for_file(path: Path) -> str:
-    path.with_suffix(".begun").touch()
-    while not path.exists():
-        time.sleep(0.01)
-    return path.name
 
 
 # ---- submit and futures -------------------------------------------------------------------
