@@ -18,9 +18,12 @@ import pytest
 import zmq
 
 import zfast
+from foremen import importing_tests
+from own_ports import ports_of_children
 from zfast import Channel
 from zfast.addresses import InsecureEndpointWarning
 from zfast.context import process_context
+from zfast.diagnosis import listening
 from zfast.diagnosis.clock import check_clock
 from zfast.diagnosis.finding import Level
 from zfast.diagnosis.keys import check_keys
@@ -40,6 +43,12 @@ from zfast.security.settings import SecuritySettings
 
 SERVER = KeyPair.generate("server")
 CLIENT = KeyPair.generate("client")
+
+
+@pytest.fixture(autouse=True)
+def own_ports(monkeypatch):
+    """Processes of tests that run beside these may end while they are greeted."""
+    monkeypatch.setattr(listening, "listening_ports", ports_of_children(os.getpid()))
 
 
 def only(findings, level=Level.PROBLEM):
@@ -380,10 +389,20 @@ def test_little_memory_and_few_descriptors(tmp_path):
 # ---- the command ---------------------------------------------------------------------------------
 
 
+_DOCTOR = """
+import os
+from own_ports import ports_of_children
+from zfast.cli import main
+from zfast.diagnosis import listening
+listening.listening_ports = ports_of_children(os.getppid())
+main()
+"""
+
+
 def zfast_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from zfast.cli import main; main()", "doctor", *arguments],
-        env={**os.environ, **environment},
+        [sys.executable, "-c", _DOCTOR, "doctor", *arguments],
+        env={**importing_tests(), **environment},
         capture_output=True,
         text=True,
         timeout=100,

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from foremen import importing_tests
 from zfast.security.curve_keys import KeyPair
 from zfast.security.key_folder import KeyFolder
 from zfast.security.roles import Role
@@ -90,8 +91,11 @@ if __name__ == "__main__":
 
 #: Runs command lines, one after the other.
 _COMMANDS = """
-import sys
+import os, sys
+from own_ports import ports_of_children
 from zfast.cli.app import run
+from zfast.diagnosis import listening
+listening.listening_ports = ports_of_children(os.getppid())
 for line in sys.argv[1:]:
     run(line.split())
 """
@@ -172,7 +176,7 @@ def test_the_commands_of_keys_show_no_secret(tmp_path):
         nonlocal written
         done = subprocess.run(
             [sys.executable, "-c", _COMMANDS, *commands],
-            env={**os.environ, "ZFAST_KEYS": folder},
+            env={**importing_tests(), "ZFAST_KEYS": folder},
             capture_output=True,
             text=True,
             timeout=100,

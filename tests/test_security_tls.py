@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foremen import free_port
 from zfast import Channel
 from zfast.errors import HandshakeError
 from zfast.security.client_security import ClientSecurity
@@ -32,9 +33,7 @@ SERVER, CLIENT, STRANGER = (KeyPair.generate(name) for name in ("server", "clien
 @contextmanager
 def stunnel(folder: Path, name: str, service: str) -> Iterator[int]:
     """Run one end; the port that it accepts on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = folder / f"{name}.conf"
     config.write_text(
         f"foreground = yes\npid =\n[zfast]\naccept = 127.0.0.1:{port}\n"
