@@ -273,7 +273,7 @@ def test_it_is_passed_on_by_its_own_host_and_by_another(two_hosts):
 
 @pytest.mark.long
 def test_what_was_passed_on_outlives_the_host_that_made_it(two_hosts):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     made = hosts.make(hosts.first)
     workers = worker_pids(hosts.jobs, hosts.second.pid)
     passed = run_by(hosts.jobs, workers, hosts.folder, pass_on, made)
@@ -301,7 +301,7 @@ def test_it_outlives_the_worker_that_made_it(two_hosts):
 
 
 def test_a_small_one_outlives_its_host(two_hosts):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     result = hosts.make(hosts.first, nbytes=SMALL)
     hosts.first.kill()
     lost(hosts.jobs, hosts.first.pid)
@@ -312,7 +312,7 @@ def test_a_small_one_outlives_its_host(two_hosts):
 
 @pytest.mark.long
 def test_what_the_driver_has_fetched_outlives_its_host(two_hosts):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     result = hosts.make(hosts.first)
     value = decode(result.open())
     hosts.first.kill()
@@ -346,7 +346,7 @@ def test_they_are_read_after_the_hub_was_closed(two_hosts):
 
 
 def test_who_needs_a_lost_result_is_told_and_others_go_on(two_hosts, gate):
-    hosts = two_hosts(n_workers=2, lease_s=1.0)
+    hosts = two_hosts(n_workers=2, lease_s=3.0)
     jobs = hosts.jobs
     missing, there = hosts.make(hosts.first, 0), hosts.make(hosts.second, 1)
     with only(jobs, worker_pids(jobs, hosts.second.pid), hosts.folder):
@@ -371,7 +371,7 @@ def test_who_needs_a_lost_result_is_told_and_others_go_on(two_hosts, gate):
 
 @pytest.mark.long
 def test_who_asks_before_the_host_counts_as_lost_is_told_then(two_hosts):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     result = hosts.make(hosts.first)
     hosts.first.kill()
     began = time.monotonic()
@@ -387,7 +387,7 @@ def test_who_asks_before_the_host_counts_as_lost_is_told_then(two_hosts):
 
 @pytest.mark.long
 def test_who_runs_on_what_is_lost_with_its_host_is_told(two_hosts, gate, journal):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     result = hosts.make(hosts.first)
 
     def hold(array, _):
@@ -406,7 +406,7 @@ def test_who_runs_on_what_is_lost_with_its_host_is_told(two_hosts, gate, journal
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["the driver", "a worker"])
 def test_who_waits_for_bytes_of_a_host_that_hangs_is_told_when_it_counts_as_lost(two_hosts, who):
-    hosts = two_hosts(lease_s=1.0)
+    hosts = two_hosts(lease_s=3.0)
     result, told = hosts.make(hosts.first), []
 
     def read():

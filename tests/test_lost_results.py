@@ -64,7 +64,7 @@ class Stage:
         self._foremen = foremen
         self._endpoint = f"tcp://127.0.0.1:{free_port()}"
         self.runner = ZfastTaskRunner(
-            0, endpoint=self._endpoint, security=security, lease_s=1.0, max_worker_deaths=9
+            0, endpoint=self._endpoint, security=security, lease_s=3.0, max_worker_deaths=9
         )
         self.hosts = []
         self.join()

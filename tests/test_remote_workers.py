@@ -163,7 +163,7 @@ def test_a_slow_line_is_only_slow(start_remote, foremen, journal, network):
 def test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off(
     start_remote, foremen, journal, tmp_path
 ):
-    jobs = start_remote(lease_s=1.0)
+    jobs = start_remote(lease_s=3.0)
     first = foremen.start(jobs.hub.endpoint)
     gate = tmp_path / "gate"
     outcome = jobs.submit(wait_for_file, (journal, "k", gate))
@@ -180,7 +180,7 @@ def test_a_partition_longer_than_the_lease_has_its_late_answer_fenced_off(
 
 
 def test_a_host_that_dies_has_its_jobs_run_elsewhere(start_remote, foremen, journal):
-    jobs = start_remote(lease_s=1.0)
+    jobs = start_remote(lease_s=3.0)
     first = foremen.start(jobs.hub.endpoint)
     outcome = jobs.submit(hang_once, (journal, "k"))
     worker = journal.wait_for("k", "begin")
