@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from events_process import make_event
+from hub_jobs import settled
 from zfast.events.event import Gap, StateEvent
 from zfast.events.publisher import Publisher
 from zfast.events.subscription import Subscription
@@ -99,15 +100,19 @@ class Load:
 
 
 class Reader:
-    """Reads all the time, and counts."""
+    """Reads all the time, and counts. It is there for what is published from now on."""
 
     def __init__(self, folder: Path) -> None:
         self._subscription = Subscription(folder=folder)
+        self._subscription.wait_joined(20)
         self.came = self.lost = 0
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def end(self) -> None:
+    def end(self, published: int) -> None:
+        """Let it read what was published, for a while, and end."""
+        with contextlib.suppress(AssertionError):
+            settled(lambda: self.came + self.lost >= published, 30)
         self._subscription.close()
         self._thread.join()
 
@@ -147,8 +152,7 @@ def soak(n_subscribers: int, n_stuck: int, seed: int, folder: Path) -> None:
         finally:
             load.end()
             published = load.published
-            time.sleep(0.5)
-            reader.end()
+            reader.end(published)
     print(
         f"{joined} subscribers, {n_stuck} stuck, {published} events: memory "
         f"{warm_nbytes >> 20} MiB at half time, {growth / 2**20:+.1f} MiB since; "

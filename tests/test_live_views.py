@@ -16,6 +16,7 @@ import pytest
 
 import browser
 from events_process import make_event
+from hub_jobs import settled
 from terminal import Terminal
 from zfast.cli.ui import DEFAULT_PORT
 from zfast.events.event import Input, WorkerEvent
@@ -109,6 +110,17 @@ def open_page(chromium: Browser, url: str, **options: Any) -> tuple[Page, list[s
     return page, errors
 
 
+def wait_until_joined(page: Page, publisher: Publisher) -> None:
+    """What is published from then on the page gets as it happens, and not as what was before."""
+    event = WorkerEvent(environment="default", worker="host:0", state_name="Idle")
+
+    def shows() -> bool:
+        publisher.publish(event)
+        return page.locator("#workers tr:has-text('host:0')").count() == 1
+
+    settled(shows, 30)
+
+
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_shows_what_happens(
@@ -116,8 +128,10 @@ def test_the_page_shows_what_happens(
 ) -> None:
     page, errors = open_page(chromium, page_url, color_scheme=scheme)
     try:
+        wait_until_joined(page, publisher)
         publish_flow(publisher)
         page.wait_for_selector("#flows tr:has-text('red-fox')")
+        page.wait_for_selector("#workers tr:has-text('busy')")  # which is published last
         assert page.locator("#timeline rect").count() == 3
         assert page.locator("#timeline path.handover").count() == 1
         assert "300 MiB" in (page.locator("#timeline text.bytes").text_content() or "")
