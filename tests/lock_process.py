@@ -18,11 +18,17 @@ locks = ZfastLocks(sys.argv[1])
 
 
 def fork() -> int:
+    """The child's pid, once it is a process of its own: it has let go of our locks."""
+    forked, tell = os.pipe()
     child = os.fork()
     if not child:
         os.close(1)
+        os.write(tell, b"\0")
         sys.stdin.readline()
         os._exit(0)
+    os.close(tell)
+    os.read(forked, 1)
+    os.close(forked)
     return child
 
 

@@ -83,6 +83,12 @@ def python(code, *arguments):
     )
 
 
+def connect(rx, tx):
+    """Have a small value arrive, so that connecting takes no time of what comes after it."""
+    tx.send("first", timeout=60)
+    assert rx.recv(timeout=60) == "first"
+
+
 def in_use():
     gc.collect()
     return receive_pool.statistics().in_use_nbytes
@@ -247,6 +253,8 @@ def test_a_slow_receiver_bounds_the_senders_memory(ipc, open_channels):
         from zfast import Channel
         with Channel.bind(sys.argv[1]) as rx:
             print("ready", flush=True)
+            rx.recv(timeout=60)
+            print("connected", flush=True)
             sys.stdin.readline()
             total = 0
             while total < 200:
@@ -257,6 +265,8 @@ def test_a_slow_receiver_bounds_the_senders_memory(ipc, open_channels):
     )
     receiver.stdout.readline()
     with Channel.connect(ipc) as tx:
+        tx.send("first", timeout=60)
+        assert receiver.stdout.readline() == "connected\n"
         payloads = [bytes(MB)] * 200
         before, receiver_before = rss(os.getpid()), rss(receiver.pid)
         with pytest.raises(SendTimeoutError, match="of 200 payloads were sent") as caught:
@@ -274,6 +284,7 @@ def test_a_slow_receiver_bounds_the_senders_memory(ipc, open_channels):
 
 def test_a_value_that_times_out_is_dropped_by_both_and_the_channel_goes_on(ipc, open_channels):
     rx, tx = open_channels(ipc)
+    connect(rx, tx)
     before = in_use()
     array = np.zeros(LARGE // 8)
     with pytest.raises(SendTimeoutError, match=r"0 of \d+ bytes were sent"):
@@ -287,11 +298,14 @@ def test_a_value_that_times_out_is_dropped_by_both_and_the_channel_goes_on(ipc, 
 
 def test_a_view_may_be_cancelled_half_way(ipc, open_channels):
     rx, tx = open_channels(ipc)
+    connect(rx, tx)
     before = in_use()
     delivery = tx.send_view(np.zeros(LARGE // 8))
-    with pytest.raises(RecvTimeoutError):
-        rx.recv(timeout=0.1)  # accepts it
-    assert in_use() > before
+    deadline = time.monotonic() + 20
+    while in_use() <= before:  # until it has been accepted
+        assert time.monotonic() < deadline
+        with pytest.raises(RecvTimeoutError):
+            rx.recv(timeout=0.1)
     tx.send_many([b"and more"])  # sends of it what may be sent
     delivery.cancel()
     assert rx.recv_many(timeout=60).to_bytes_list() == [b"and more"]
@@ -402,6 +416,7 @@ def test_a_killed_receiver_ends_a_send(ipc):
 
 def test_a_receiver_that_closes_ends_a_send(ipc, open_channels):
     rx, tx = open_channels(ipc)
+    connect(rx, tx)
     closer = threading.Timer(0.2, rx.close)
     closer.start()
     with pytest.raises(ChannelClosedError, match=r"was not delivered|closed"):
@@ -412,6 +427,7 @@ def test_a_receiver_that_closes_ends_a_send(ipc, open_channels):
 
 def test_an_error_in_the_caller_during_a_send_leaves_the_channel_usable(ipc, open_channels):
     rx, tx = open_channels(ipc)
+    connect(rx, tx)
 
     def interrupt(*_):
         raise KeyboardInterrupt

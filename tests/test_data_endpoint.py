@@ -837,11 +837,12 @@ def test_nothing_is_left_of_a_thousand_fetches(scheme, start_host, start_guest):
     host, guest = start_host(scheme), start_guest()
     data = os.urandom(CHUNK_NBYTES + 1)
     descriptor = host.hold(data)
+    gc.collect()
     blocks, fds = arena.statistics().n_blocks, n_open()
     for _ in range(1000):
         guest.fetch(descriptor, host.peer)
         assert guest.get(descriptor) == [data]
-    assert arena.statistics().n_blocks == blocks
+    assert settled(lambda: arena.statistics().n_blocks <= blocks)
     assert settled(lambda: _core.lent_buffers() == 0)
     guest.close()
     assert settled(lambda: n_open() <= fds)
@@ -909,6 +910,7 @@ def test_too_many_open_files_end_a_fetch_and_not_the_process(tcp_host, start_gue
 @pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 def test_nothing_is_left_when_it_is_closed_in_the_middle(scheme, start_host, start_guest):
     start_host(scheme).close()
+    gc.collect()
     blocks, fds, threads = arena.statistics().n_blocks, n_open(), threading.active_count()
     data = bytes(40 * CHUNK_NBYTES)
     for n_reads in range(10):
@@ -920,7 +922,7 @@ def test_nothing_is_left_when_it_is_closed_in_the_middle(scheme, start_host, sta
         host.close()
         assert guest.outcomes == {}
         assert len(guest._poller.sockets) == 1  # its waker
-    assert settled(lambda: arena.statistics().n_blocks == blocks)
+    assert settled(lambda: arena.statistics().n_blocks <= blocks)
     assert settled(lambda: _core.lent_buffers() == 0)
     assert settled(lambda: n_open() <= fds)
-    assert settled(lambda: threading.active_count() == threads)
+    assert settled(lambda: threading.active_count() <= threads)

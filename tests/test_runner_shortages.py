@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -126,12 +127,13 @@ def test_a_start_that_fails_leaves_no_descriptor(start_hub, monkeypatch, failing
 
         monkeypatch.setattr(os, "pipe", one_pipe)
     process = psutil.Process()
+    gc.collect()
     before, children = process.num_fds(), set(process.children())
     for _ in range(3):
         with pytest.raises(OSError, match=r"new thread|open files"):
             WorkerProcess.start(config, b"worker-x", lambda *_: None, errors, 0.0)
-    assert process.num_fds() == before
-    assert set(process.children()) == children
+    assert process.num_fds() <= before
+    assert set(process.children()) <= children
 
 
 # ---- ends -------------------------------------------------------------------------------------

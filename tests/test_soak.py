@@ -15,6 +15,6 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.timeout(300)
 def test_random_hand_overs_with_kills_and_forks():
-    counts = soak(200, seed=5)
-    assert counts["hand-overs"] >= 200
+    counts = soak(300, seed=5)
+    assert counts["hand-overs"] >= 300
     assert min(counts[what] for what in ("make", "check", "read", "pass_on")) > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -478,6 +479,7 @@ def test_a_stale_handle_is_looked_up_again(
 
     monkeypatch.setattr(os, "open", noted)
     monkeypatch.setattr(os, call, sometimes)
+    gc.collect()
     before = len(os.listdir("/dev/fd"))
     assert READS[how](store) == b"c"
     assert stale == []
@@ -485,4 +487,4 @@ def test_a_stale_handle_is_looked_up_again(
     with pytest.raises(StoreError, match="mount it again"):
         READS[how](store)
     assert stale == []
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(os.listdir("/dev/fd")) <= before
