@@ -227,19 +227,18 @@ def test_a_folder_of_revoked_keys_that_cannot_be_listed_is_not_an_empty_one(shor
 
 
 @pytest.mark.parametrize("closed", ["prod", "."])
-def test_a_folder_of_own_keys_that_cannot_be_listed_is_not_an_empty_one(closed):
-    with tempfile.TemporaryDirectory(prefix="zfast-") as made:
-        folder = KeyFolder(Path(made) / "keys")
-        folder.new("prod", "server")
-        with closed_to_its_owner(folder.path / closed, Path(made)):
-            for look in (
-                folder.list_own,
-                partial(folder.own_keys, "prod", "server"),
-                partial(folder.new, "prod", "client"),
-                partial(folder.rotate, "prod", "server", 0),
-            ):
-                with pytest.raises(ConfigError, match="Permission denied"):
-                    look()
+def test_a_folder_of_own_keys_that_cannot_be_listed_is_not_an_empty_one(short_folder, closed):
+    folder = KeyFolder(short_folder / "keys")
+    folder.new("prod", "server")
+    with closed_to_its_owner(folder.path / closed, short_folder):
+        for look in (
+            folder.list_own,
+            partial(folder.own_keys, "prod", "server"),
+            partial(folder.new, "prod", "client"),
+            partial(folder.rotate, "prod", "server", 0),
+        ):
+            with pytest.raises(ConfigError, match="Permission denied"):
+                look()
 
 
 @pytest.mark.parametrize("name", ["revoked", "authorized"])

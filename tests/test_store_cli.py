@@ -8,7 +8,6 @@ import os
 import pty
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,24 +144,23 @@ def test_verify_deletes_nothing_that_a_live_process_uses(store: FolderStore) -> 
 @pytest.mark.parametrize("verb", [ls, verify, gc])
 @pytest.mark.parametrize("closed", [".", "a"])
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
-    capsys: pytest.CaptureFixture[str], verb: Callable[..., int], closed: str
+    short_folder: Path, capsys: pytest.CaptureFixture[str], verb: Callable[..., int], closed: str
 ) -> None:
-    with tempfile.TemporaryDirectory() as made:
-        store = FolderStore(f"{made}/store")
-        for key in ("a/b", "plain"):
-            store.put(key, b"anything")
-        assert verb(basepath=Path(store.basepath)) == 0  # and imports what that needs
-        capsys.readouterr()
-        with closed_to_its_owner(Path(store.basepath, closed), Path(made)):
-            if closed == ".":
-                with pytest.raises(StoreError, match="Permission denied"):
-                    verb(basepath=Path(store.basepath))
-                return
-            assert verb(basepath=Path(store.basepath)) == 4
-            output = "".join(capsys.readouterr())
-            assert f"cannot look at {store.basepath}/a: Permission denied" in output
-            assert "1 objects" in output
-        assert verb(basepath=Path(store.basepath)) == 0
+    store = FolderStore(f"{short_folder}/store")
+    for key in ("a/b", "plain"):
+        store.put(key, b"anything")
+    assert verb(basepath=Path(store.basepath)) == 0  # and imports what that needs
+    capsys.readouterr()
+    with closed_to_its_owner(Path(store.basepath, closed), short_folder):
+        if closed == ".":
+            with pytest.raises(StoreError, match="Permission denied"):
+                verb(basepath=Path(store.basepath))
+            return
+        assert verb(basepath=Path(store.basepath)) == 4
+        output = "".join(capsys.readouterr())
+        assert f"cannot look at {store.basepath}/a: Permission denied" in output
+        assert "1 objects" in output
+    assert verb(basepath=Path(store.basepath)) == 0
 
 
 def test_what_is_written_again_while_others_are_verified_is_not_deleted(store: FolderStore) -> None:

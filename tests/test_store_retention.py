@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -346,22 +345,21 @@ def test_nothing_is_removed_where_nobody_can_say_what_is_used(
 
 
 @pytest.mark.parametrize("closed", ["folder", "lease"])
-def test_nothing_is_removed_while_leases_cannot_be_read(closed: str) -> None:
-    with tempfile.TemporaryDirectory() as made:
-        store = FolderStore(f"{made}/store")
-        put(store, "used")
-        using = user(store, "store.get('used')")
-        folder = Path(store.basepath, ".zfast", "leases")
-        unreadable = folder if closed == "folder" else max(folder.iterdir(), key=_size)
-        try:
-            collector = FolderStore(store.basepath)
-            with not_as_root(Path(made)):
-                unreadable.chmod(0o300 if closed == "folder" else 0o200)
-                with pytest.raises(StoreError, match="cannot see which objects"):
-                    collect(collector, budget_nbytes=0)
-            assert keys(store) == {"used"}
-        finally:
-            end(using)
+def test_nothing_is_removed_while_leases_cannot_be_read(short_folder: Path, closed: str) -> None:
+    store = FolderStore(f"{short_folder}/store")
+    put(store, "used")
+    using = user(store, "store.get('used')")
+    folder = Path(store.basepath, ".zfast", "leases")
+    unreadable = folder if closed == "folder" else max(folder.iterdir(), key=_size)
+    try:
+        collector = FolderStore(store.basepath)
+        with not_as_root(short_folder):
+            unreadable.chmod(0o300 if closed == "folder" else 0o200)
+            with pytest.raises(StoreError, match="cannot see which objects"):
+                collect(collector, budget_nbytes=0)
+        assert keys(store) == {"used"}
+    finally:
+        end(using)
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -226,27 +225,26 @@ def test_wrong_folders(store: FolderStore, tmp_path: Path) -> None:
             export_results(store, target)
 
 
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one() -> None:
-    with tempfile.TemporaryDirectory() as made:
-        store, other = FolderStore(f"{made}/store"), FolderStore(f"{made}/other")
-        for key in ("a/b", "plain"):
-            store.put(key, b"anything")
-        stock = Path(made) / "stock"
-        moves = (
-            (Path(store.basepath), lambda: export_results(store, stock, overwrite=True)),
-            (stock, lambda: import_results(stock, other, as_is=True, overwrite=True)),
-        )
-        for source, move in moves:
-            assert move().n_copied == 2
-            with closed_to_its_owner(source / "a", Path(made)):
-                done = move()
-            assert [key for key, _ in done.failures] == ["a"]
-            assert done.n_copied == 1
-            with (
-                closed_to_its_owner(source, Path(made)),
-                pytest.raises(StoreError, match="Permission denied"),
-            ):
-                move()
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(short_folder: Path) -> None:
+    store, other = FolderStore(f"{short_folder}/store"), FolderStore(f"{short_folder}/other")
+    for key in ("a/b", "plain"):
+        store.put(key, b"anything")
+    stock = short_folder / "stock"
+    moves = (
+        (Path(store.basepath), lambda: export_results(store, stock, overwrite=True)),
+        (stock, lambda: import_results(stock, other, as_is=True, overwrite=True)),
+    )
+    for source, move in moves:
+        assert move().n_copied == 2
+        with closed_to_its_owner(source / "a", short_folder):
+            done = move()
+        assert [key for key, _ in done.failures] == ["a"]
+        assert done.n_copied == 1
+        with (
+            closed_to_its_owner(source, short_folder),
+            pytest.raises(StoreError, match="Permission denied"),
+        ):
+            move()
 
 
 def test_by_the_command_line(stock: Path, store: FolderStore, tmp_path: Path) -> None:
