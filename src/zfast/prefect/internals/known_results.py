@@ -12,6 +12,9 @@ from prefect.results import ResultRecord  # type: ignore[attr-defined]
 
 from zfast.prefect.internals.version import is_known
 
+#: What is in a longer list is not known: to read one takes no longer for it.
+MAX_PARTS = 1000
+
 
 def know_result(state: State[Any]) -> None:
     """Have Prefect know what a task run's final State holds as that run's result, in this flow.
@@ -33,9 +36,9 @@ def know_result(state: State[Any]) -> None:
 
 def _parts(result: object) -> Iterable[object]:
     """An object and, as in Prefect, what it holds itself."""
-    if isinstance(result, (list, tuple, set)):
-        return (result, *result)
-    return (result, *result.values()) if isinstance(result, dict) else (result,)
+    if not isinstance(result, (list, tuple, set, dict)) or len(result) > MAX_PARTS:
+        return (result,)
+    return (result, *(result.values() if isinstance(result, dict) else result))
 
 
 def _forgetting(known: dict[int, Any], key: int) -> Any:
