@@ -83,7 +83,7 @@ def prefect_api() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         # The server binds its port seconds later: by then a connection may have been given it.
         patch.setattr(utilities, "_find_available_port", free_port)
-        stack.enter_context(utilities.prefect_test_harness(server_startup_timeout=60))
+        stack.enter_context(utilities.prefect_test_harness(server_startup_timeout=120))
         from prefect.settings import PREFECT_API_URL
 
         url = PREFECT_API_URL.value()
