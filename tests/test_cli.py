@@ -97,8 +97,8 @@ def test_help_of_demo_lists_its_options() -> None:
         (["metrics", "--port", "80.6"], "'80.6' is not a whole number"),
         (["ui", "--port", "1.4"], "'1.4' is not a whole number"),
         (["watch", "--kind", "foo"], 'Choose from: "task-run", "flow-run", "worker"'),
-        (["bench", "--output", ""], "it is empty"),
-        (["demo", "--output", ""], "it is empty"),
+        (["bench", "--output", ""], "a path may not be empty"),
+        (["demo", "--output", ""], "a path may not be empty"),
         (["store", "gc", "--budget", "foo"], "'foo' is not a size"),
     ],
 )

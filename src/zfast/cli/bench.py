@@ -16,14 +16,15 @@ from zfast.benchmark.measure import BenchResult, new_result, run_row
 from zfast.benchmark.page import render
 from zfast.benchmark.rows import core_rows
 from zfast.benchmark.words import findings, format_limit, format_rate, format_times
-from zfast.cli.output_folder import OutputFolder, make_folder
+from zfast.cli.output_folder import make_folder
+from zfast.cli.path_options import GivenPath
 from zfast.cli.progress import StepProgress
 from zfast.errors import ConfigError
 
 
 def bench(
     *,
-    output: Annotated[OutputFolder, Parameter(name=["--output", "-o"])] = Path("zfast-bench"),
+    output: Annotated[GivenPath, Parameter(name=["--output", "-o"])] = Path("zfast-bench"),
     rows: Annotated[list[str] | None, Parameter(negative="")] = None,
     small: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,

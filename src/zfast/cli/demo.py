@@ -9,7 +9,8 @@ from typing import Annotated, Literal, get_args
 from cyclopts import CycloptsError, Parameter
 
 from zfast.cli.numbers import Count
-from zfast.cli.output_folder import OutputFolder, make_folder
+from zfast.cli.output_folder import make_folder
+from zfast.cli.path_options import GivenPath
 from zfast.errors import ConfigError
 
 DEFAULT_SCALE = 4
@@ -23,8 +24,8 @@ def demo(
     scale: Count | None = None,
     workers: Count = 2,
     runner: Annotated[list[Runner] | None, Parameter(negative="")] = None,
-    input: Path | None = None,
-    output: OutputFolder = Path("zfast-demo"),
+    input: GivenPath | None = None,
+    output: GivenPath = Path("zfast-demo"),
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
     """Run one flow on Prefect's task runners and on zfast's, side by side.

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter, Token
 
 from zfast.errors import ConfigError
-
-
-def _named(_: object, tokens: Sequence[Token]) -> Path:
-    """A path as it stands there; to ``Path`` an empty one is the working folder."""
-    if not tokens[0].value:
-        raise ValueError("it is empty")
-    return Path(tokens[0].value)
-
-
-OutputFolder = Annotated[Path, Parameter(converter=_named)]
 
 
 def make_folder(folder: Path) -> None:

@@ -28,5 +28,5 @@ def to_path(_: object, tokens: Sequence[Token]) -> Path | None:
     raise ValueError("a path may not be empty")
 
 
-#: A path that has to be given.
+#: A path on the command line.
 GivenPath = Annotated[Path, Parameter(converter=to_path)]

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from zfast.cli.key_options import Environment, Flag
 from zfast.cli.numbers import Count
+from zfast.cli.path_options import to_path
 
 
 def worker(
@@ -22,7 +23,7 @@ def worker(
     workers: Annotated[Count | None, Parameter(name=["--workers", "-w"])] = None,
     environment: Environment = None,
     key: str = "client",
-    token_file: Annotated[Path | None, Parameter(show_default=False)] = None,
+    token_file: Annotated[Path | None, Parameter(show_default=False, converter=to_path)] = None,
     data_endpoint: Annotated[str | None, Parameter(show_default=False)] = None,
     insecure: Flag = False,
 ) -> None:
