@@ -255,3 +255,16 @@ def test_what_is_left_of_a_dead_processs_segment_is_reduced_to_what_is_leased():
     assert effects[:13] == [[]] * 13
     assert effects[13] == [Reduce(MIB, [(14 << 16, 1 << 16), (15 << 16, 1 << 16)])]
     assert effects[14:] == [[], [Drop(MIB)]]
+
+
+def test_what_could_not_be_reduced_is_tried_again():
+    table = LeaseTable()
+    for owner, segment in ((b"worker", MIB), (b"other", b"o" * 16)):
+        table.add_segment(owner, segment, SEGMENT_NBYTES)
+    part = Descriptor(MIB, 1, 0, 1 << 16)
+    table.publish(b"worker", part, DRIVER)
+    again = Reduce(MIB, [(0, 1 << 16)])
+    assert table.end_process(b"worker") == [again]
+    table.not_reduced(MIB)
+    assert table.end_process(b"other") == [again, Drop(b"o" * 16)]
+    assert table.end_process(b"a third") == []

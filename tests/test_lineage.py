@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext
 from test_task_runner import eventually, finished_task_runs, identity, task_runs
 from test_task_semantics import events_of
 from zfast import ZfastTaskRunner
+from zfast.prefect.internals.known_results import MAX_PARTS
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -142,6 +143,23 @@ def test_what_takes_a_value_takes_the_task_run_that_made_it():
     assert inputs("total", "values") == {runs["make_frame"].id}
     assert inputs("identity", "value") == {runs["make_pair"].id, runs["here"].id}
     assert inputs("identity", "wait_for") == {runs["make_frame"].id}
+
+
+@pytest.mark.parametrize("n", [MAX_PARTS // 2, 2 * MAX_PARTS])
+def test_a_long_list_is_looked_through_for_futures_alone(n):
+    run_ids = []
+
+    @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
+    def body() -> None:
+        run_ids.append(FlowRunContext.get().flow_run.id)
+        frame, made = make_frame.submit().result(), make_pair.submit()
+        identity.submit([[frame, made, *range(n)]]).wait()
+
+    body()
+    runs = finished_task_runs(run_ids[0], 3)
+    found = {each.id for each in runs["identity"].task_inputs["value"]}
+    wanted = {runs["make_pair"].id} | ({runs["make_frame"].id} if n < MAX_PARTS else set())
+    assert found == wanted
 
 
 def test_what_comes_to_be_where_a_result_was_is_not_taken_for_it():

@@ -30,10 +30,11 @@ from zfast.security.curve_keys import KeyPair, PublicKey, SecretKey, fingerprint
 from zfast.security.held_secrets import SECRET_VARIABLES
 from zfast.security.key_files import public_text, read_public_key, write_pair
 from zfast.security.key_folder import KeyFolder
-from zfast.security.policy import KeyFacts
+from zfast.security.policy import KeyFacts, Policy
 from zfast.security.roles import Role
 from zfast.security.server_security import ServerSecurity
 from zfast.security.settings import SecuritySettings, load_settings
+from zfast.security.sources import SettingsSource
 
 
 @pytest.fixture
@@ -576,6 +577,22 @@ def test_a_mounted_policy_that_is_missing_is_not_an_empty_one(folder, monkeypatc
     assert "there is no policy" in zfast("token", "check", "--key", "w").stderr
 
 
+def test_a_mounted_policy_that_is_taken_away_takes_the_roles_with_it(folder, monkeypatch):
+    folder.new("prod", "server")
+    policy = folder.path / "mounted.toml"
+    policy.write_text('[[rule]]\nkey = "w"\nrole = "Worker"\nenvironments = ["prod"]\n')
+    monkeypatch.setenv("ZFAST_POLICY_FILE", str(policy))
+    monkeypatch.setenv("ZFAST_ENVIRONMENT", "prod")
+    source = SettingsSource(load_settings())
+    assert source.load().policy.rules
+    before = source.signature()
+    policy.unlink()
+    assert source.signature() != before
+    assert source.load().policy == Policy()
+    with pytest.raises(ConfigError, match="there is no policy"):
+        SettingsSource(load_settings()).load()
+
+
 def test_an_empty_variable_is_as_if_it_were_not_set(monkeypatch):
     for name in SecuritySettings.model_fields:
         monkeypatch.setenv(f"ZFAST_{name.upper()}", "")
@@ -691,6 +708,8 @@ def test_the_command_line_lists_shows_and_explains(folder):
     key = pair.public.z85
     zfast("keys", "authorize", "--name", "w", "--role", "Viewer", "-e", "prod", "--", key)
     folder.trust("staging", KeyPair.generate().public, "far")
+    (folder.path / "backup").mkdir()
+    (folder.path / "backup").chmod(0o775)  # no environment
     listed = json.loads(zfast("keys", "list", "--json").stdout)
     assert {(row["kind"], row["name"]) for row in listed} == {
         ("own", "server"),

@@ -108,6 +108,13 @@ def test_list_and_delete(store: FolderStore) -> None:
         store.delete("a/x")
 
 
+def test_what_a_file_system_has_at_its_root_is_no_object(store: FolderStore) -> None:
+    for folder_of in ("lost+found", "a/lost+found"):
+        Path(store.basepath, folder_of).mkdir(parents=True)
+        Path(store.basepath, folder_of, "x").touch()
+    assert list(store.list()) == ["a/lost+found/x"]
+
+
 def test_a_missing_key(store: FolderStore) -> None:
     store.put("a/file", b"")
     for key in ("x", "a", "a/file/below"):

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.transactions import transaction
-from prefect.utilities.annotations import opaque
+from prefect.utilities.annotations import allow_failure, opaque
 
 from test_task_runner import eventually, fail, identity, wait_for_file, worker_pid
 from zfast import ZfastTaskRunner
@@ -86,7 +87,9 @@ def test_a_failed_task_that_was_to_be_waited_for_keeps_the_next_from_running(run
     assert held.state.name == "NotReady"
 
 
-@pytest.mark.parametrize("kind", ["future", "State", "dictionary", "values", "iterator", "map"])
+@pytest.mark.parametrize(
+    "kind", ["future", "State", "dictionary", "values", "iterator", "deque", "map"]
+)
 def test_what_is_waited_for_may_come_in_any_form(runner, kind):
     failed = runner.submit(fail, {"message": "nope"})
     if kind == "State":
@@ -97,6 +100,7 @@ def test_what_is_waited_for_may_come_in_any_form(runner, kind):
         "dictionary": {"a": [failed]},
         "values": {"a": failed}.values(),
         "iterator": iter([failed]),
+        "deque": deque([failed]),
         "map": {"a": failed},
     }[kind]
     if kind == "map":
@@ -105,6 +109,11 @@ def test_what_is_waited_for_may_come_in_any_form(runner, kind):
         held = runner.submit(identity, {"value": 1}, wait_for=wait_for)
     held.wait()
     assert held.state.name == "NotReady"
+
+
+def test_what_may_fail_may_be_all_that_is_waited_for(runner):
+    failed = runner.submit(fail, {"message": "nope"})
+    assert runner.submit(identity, {"value": 1}, wait_for=allow_failure(failed)).result() == 1
 
 
 # ---- kinds of tasks -----------------------------------------------------------------------

@@ -85,6 +85,10 @@ def test_what_a_task_submits_is_not_refused_for_the_tasks_own_transaction(warnin
         return [identity.submit(value).result(), announce.submit().result()]
 
     @task
+    def outermost(value: Any) -> Any:
+        return outer(value)
+
+    @task
     def careful() -> None:
         with transaction():
             announce.submit()
@@ -92,7 +96,7 @@ def test_what_a_task_submits_is_not_refused_for_the_tasks_own_transaction(warnin
     @flow(task_runner=ZfastTaskRunner(max_workers=1, spares=0))
     def body() -> Any:
         # In a worker, and in the flow's own process.
-        submitted, called = outer.submit(1).result(), outer(2)
+        submitted, called = outermost.submit(1).result(), outermost(2)
         with pytest.raises(ConfigError, match="'announce' has hooks"):
             careful.submit().result()
         return submitted, called

@@ -54,8 +54,8 @@ app.command(
     help="Look at a result store, check it, clean it up, move results in and out.\n\n"
     "Exit status: 0 all is well; 1 it failed and said why; 2 the command line is wrong; 3 it was "
     "done, and objects are damaged (verify) or could not be moved (import, export), or the store "
-    "still exceeds its budget (gc); 4 no object is damaged, but some files "
-    "could not be checked or are no objects (verify).",
+    "still exceeds its budget (gc); 4 no object is damaged, but some files or folders "
+    "could not be looked at (ls, verify, gc) or are no objects (verify).",
 )
 app.command(
     "zfast.cli.keys:app",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -73,6 +72,8 @@ def _n_processors() -> int:
 
 
 def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):  # the work goes on where nobody can be told of it
+    try:
         sys.stdout.write(sentence + "\n")
         sys.stdout.flush()
+    except OSError:  # the work goes on where nobody can be told of it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

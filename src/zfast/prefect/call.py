@@ -9,6 +9,8 @@ from prefect.context import AssetContext, FlowRunContext, TagsContext
 from prefect.tasks import MaterializingTask
 from prefect.utilities.engine import collect_task_run_inputs_sync
 
+from zfast.prefect.internals.known_results import is_long
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
     from prefect.tasks import Task
@@ -58,10 +60,12 @@ def make_call(
 
 
 def _collect_inputs(parameters: dict[str, Any], wait_for: list[Any], known: Inputs) -> Inputs:
+    """What can be told at once: a worker looks at everything, and finds futures and States."""
     named = {**parameters, "wait_for": wait_for} if wait_for else parameters
     found = {
-        name: {*collect_task_run_inputs_sync(value), *known.get(name, ())}
+        name: {*collect_task_run_inputs_sync(value, max_depth=2), *known.get(name, ())}
         for name, value in named.items()
+        if not is_long(value)
     }
     return {name: inputs for name, inputs in found.items() if inputs}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, ValuesView
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, serialize_context
+from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
+from prefect.utilities.annotations import BaseAnnotation
+from pydantic import BaseModel
 
 from zfast.errors import CodecError
 from zfast.runner.foreman import installed_version
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 
+#: Waited for as they are, and not each thing that iteration gives of them: a State is a model.
+_ONE_THING = (BaseAnnotation, BaseModel, Mapping, PrefectFuture, str, bytes)
+
+
 class OneMap(list[Any]):
     """What the task runs of one ``map``, or one alone, wait for, and what else they share.
 
@@ -39,7 +46,7 @@ class OneMap(list[Any]):
     def __init__(self, task: Task[Any, Any], wait_for: object | None) -> None:
         if wait_for is None:
             wait_for = ()
-        elif not isinstance(wait_for, (list, tuple, set, frozenset, Iterator, ValuesView)):
+        elif isinstance(wait_for, _ONE_THING) or not isinstance(wait_for, Iterable):
             wait_for = (wait_for,)
         super().__init__(wait_for)
         self.task = task

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 _HINT = "call the task instead, or submit one that opens the transaction and calls it"
 
 
+def _may_be_the_engines(transaction: BaseTransaction | None) -> bool:
+    """Whether each that is active has a store, as only a user's without a key has not."""
+    while transaction is not None:
+        if transaction.store is None:
+            return False
+        transaction = transaction.get_parent()
+    return True
+
+
 class TransactionCheck:
     """Says at each submit what a transaction that is active there does not do.
 
@@ -46,7 +55,7 @@ class TransactionCheck:
             return
         has_hooks = bool(task.on_rollback_hooks or task.on_commit_hooks)
         # Prefect's engine opens one around each task, which its author need not know of.
-        is_the_tasks_own = TaskRunContext.get() is not None and transaction.get_parent() is None
+        is_the_tasks_own = TaskRunContext.get() is not None and _may_be_the_engines(transaction)
         if has_hooks and not is_the_tasks_own:
             raise ConfigError(
                 f"task {task.name!r} has hooks of transactions, and is submitted in one: it runs "

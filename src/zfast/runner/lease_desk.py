@@ -247,3 +247,5 @@ class LeaseDesk:
         if self._files[effect.segment_id].reduce(effect.ranges):
             segment.map_again()
             self._drops.append(effect.segment_id)  # workers that read in it later map what is left
+        else:
+            self.table.not_reduced(effect.segment_id)

@@ -157,7 +157,7 @@ class WorkerProcess(WorkerHandle):
                     **config.inherited,
                     **config.environment,
                 },
-                cwd=_if_it_is_there(config.working_folder),
+                cwd=_to_be_entered(config.working_folder),
                 stdin=subprocess.DEVNULL,
                 stderr=worker_errors,
                 pass_fds=[worker_end, slate_fd, code_fd],
@@ -282,8 +282,11 @@ def _describe(returncode: int | None) -> str:
     return f"exited with status {returncode}"
 
 
-def _if_it_is_there(folder: str | None) -> str | None:
-    return folder if folder is not None and os.path.isdir(folder) else None
+def _to_be_entered(folder: str | None) -> str | None:
+    """The folder; None for the one that this process is in, also where there is no way to it."""
+    if folder is None or folder == _working_folder() or not os.access(folder, os.X_OK):
+        return None
+    return folder
 
 
 def _terminal_environment() -> dict[str, str]:

@@ -104,9 +104,14 @@ class KeyFolder:
         ]
 
     def environments(self) -> list[str]:
-        """Those that have a folder here: for own pairs, or for servers that are trusted."""
-        names = [folder.name for folder in list_folders(self.path)]
-        return [name for name in names if is_name(name) and name not in (_AUTHORIZED, _REVOKED)]
+        """Those that have own pairs here, or servers that are trusted."""
+        return [
+            folder.name
+            for folder in list_folders(self.path)
+            if is_name(folder.name)
+            and folder.name not in (_AUTHORIZED, _REVOKED)
+            and (list_folder(folder, ".key") or is_there(folder / _TRUSTED))
+        ]
 
     def authorized(self) -> dict[str, str]:
         """Names of the keys that may come in, by their Z85."""

@@ -82,12 +82,14 @@ class SettingsSource:
     def __init__(self, settings: SecuritySettings) -> None:
         self._settings = settings
         self._folder = KeyFolder(settings.key_folder)
+        self._had_policy = False
 
     def load(self) -> ServerState:
         """Read everything anew.
 
         Raises:
-            ConfigError: Something is missing, malformed or open to others.
+            ConfigError: Something is missing, malformed or open to others. To take away a policy
+                that was there takes every role away.
         """
         settings = self._settings
         pairs: list[tuple[KeyPair, float]]
@@ -103,8 +105,16 @@ class SettingsSource:
             tuple(pairs),
             load_authorized(settings),
             frozenset(self._folder.revoked()),
-            load_policy(settings),
+            self._load_policy(),
         )
+
+    def _load_policy(self) -> Policy:
+        mounted = self._settings.policy_file
+        if self._had_policy and mounted is not None and not is_there(mounted):
+            return Policy()
+        policy = load_policy(self._settings)
+        self._had_policy = True
+        return policy
 
     def load_revoked(self) -> frozenset[str]:
         """From each file of a revoked key that is whole."""

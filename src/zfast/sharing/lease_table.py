@@ -185,10 +185,15 @@ class LeaseTable:
             del self._publications[key].holders[process]
             effects += self._close_if_free(key)
         for segment_id, segment in list(self._segments.items()):
-            if segment.owner == process:
+            if not segment.owner_lives:  # those of others, too: perhaps there is memory now
                 effects += self._give_back(segment_id)
         self._last_generation.pop(process, None)
         return effects
+
+    def not_reduced(self, segment_id: bytes) -> None:
+        """There was no memory to ``Reduce`` a segment: it is tried again with the next effect."""
+        segment = self._segment(segment_id)
+        segment.kept_nbytes = segment.nbytes
 
     def may_read(self, process: Process, segment_id: bytes) -> bool:
         """Whether a process may map a segment: it owns it, or has a lease in it."""

@@ -12,6 +12,8 @@ from zfast.store.files import failure
 #: Called with the key and the error of what cannot be looked at.
 OnUnread = Callable[[str, StoreError], None]
 
+#: At the root of a file system, and closed to others than root.
+_SYSTEMS = "lost+found"
 #: Removed since, with all that was in it.
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 
@@ -32,7 +34,7 @@ def files_below(
 
     Args:
         base: The folder. It has no files if it is not there.
-        without: A folder in it that is left out.
+        without: A folder in it that is left out, as is ``lost+found``.
         on_unread: What to do about a folder or a file that cannot be looked at.
 
     Raises:
@@ -49,8 +51,8 @@ def files_below(
         on_unread(os.path.relpath(path, base), failed)
 
     for folder, folders, files in os.walk(base, onerror=tell):
-        if folder == base and without in folders:
-            folders.remove(without)
+        if folder == base:
+            folders[:] = [name for name in folders if name not in (without, _SYSTEMS)]
         folders.sort()
         for file in sorted(files):
             path = os.path.join(folder, file)

@@ -12,7 +12,8 @@ from prefect.results import ResultRecord  # type: ignore[attr-defined]
 
 from zfast.prefect.internals.version import is_known
 
-#: What is in a longer list is not known: to read one takes no longer for it.
+_COLLECTIONS = (list, tuple, set, dict)
+#: What is in a longer list is not known, nor looked up: that takes no time then.
 MAX_PARTS = 1000
 
 
@@ -34,9 +35,15 @@ def know_result(state: State[Any]) -> None:
             flow.run_results[id(each)] = without_data, RunType.TASK_RUN, weakref.ref(each, gone)
 
 
+def is_long(value: object) -> bool:
+    """Whether a value holds, two layers deep, more than is looked at."""
+    n_parts = sum(len(part) for part in _parts(value) if isinstance(part, _COLLECTIONS))
+    return n_parts > MAX_PARTS
+
+
 def _parts(result: object) -> Iterable[object]:
     """An object and, as in Prefect, what it holds itself."""
-    if not isinstance(result, (list, tuple, set, dict)) or len(result) > MAX_PARTS:
+    if not isinstance(result, _COLLECTIONS) or len(result) > MAX_PARTS:
         return (result,)
     return (result, *(result.values() if isinstance(result, dict) else result))
 
