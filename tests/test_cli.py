@@ -177,7 +177,7 @@ def test_a_full_disk_elsewhere_is_told_as_what_it_is() -> None:
 def test_a_worker_goes_on_where_nobody_can_be_told() -> None:
     say = "from zfast.cli.worker import _say; _say('joined')"
     done = run_zfast("--version", before=say, ends=">/dev/full")
-    assert done.stderr == "zfast: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_has_gone_ends_a_verb_without_a_word() -> None:
