@@ -39,6 +39,12 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}"
 
+    @property
+    def path(self) -> str | None:
+        """Where the file of an ipc endpoint is; None where there is none, as of abstract names."""
+        has_file = self.scheme == "ipc" and not self.address.startswith("@")
+        return self.address if has_file else None
+
 
 def parse_endpoint(
     url: str, *, insecure: bool = False, guarded: bool = False, between_processes: bool = False
@@ -93,8 +99,7 @@ class SocketFile:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        has_file = endpoint.scheme == "ipc" and not endpoint.address.startswith("@")
-        self._path = endpoint.address if has_file else None
+        self._path = endpoint.path
         self._identity = self._identify()
 
     def remove(self) -> None:
@@ -112,10 +117,10 @@ class SocketFile:
 
 def is_served(endpoint: Endpoint) -> bool:
     """Whether a process listens on an ipc endpoint; libzmq would take it away from that one."""
-    if endpoint.scheme != "ipc" or endpoint.address.startswith("@"):
+    if endpoint.path is None:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(endpoint.address) == 0
+        return probe.connect_ex(endpoint.path) == 0
 
 
 def host_and_port(url: str) -> tuple[str, str]:

@@ -41,10 +41,10 @@ def bind_to_this_user(opened: zmq.Socket[bytes], endpoint: Endpoint) -> tuple[st
 
 def _check_path(endpoint: Endpoint) -> None:
     """See that libzmq, which removes what is at the path, removes a socket that nobody serves."""
-    if endpoint.scheme != "ipc" or endpoint.address.startswith("@"):
+    if endpoint.path is None:
         return
     try:
-        mode = os.lstat(endpoint.address).st_mode
+        mode = os.lstat(endpoint.path).st_mode
     except OSError:
         return  # nothing is there; or libzmq says what is wrong with it
     if not stat.S_ISSOCK(mode):
