@@ -121,6 +121,8 @@ def test_a_wrong_command_line_exits_2(arguments: list[str], message: str) -> Non
         ("pydantic_settings", "security", ["status", "tcp://127.0.0.1:1"]),
         ("pydantic_settings", "security", ["worker", "tcp://127.0.0.1:1"]),
         ("pydantic_settings", "security", ["relay", "tcp://127.0.0.1:1"]),
+        ("pydantic_settings", "security", ["keys", "list"]),
+        ("jwt", "security", ["token", "check", "x"]),
     ],
 )
 def test_a_missing_extra_is_one_clear_line(package: str, extra: str, arguments: list[str]) -> None:

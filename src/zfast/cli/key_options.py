@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from zfast.cli.path_options import to_path
-from zfast.errors import ConfigError
 
 if TYPE_CHECKING:
     from zfast.security.key_folder import KeyFolder
@@ -25,14 +24,10 @@ def settings_of(folder: Path | None, environment: str | None) -> SecuritySetting
     """This process's settings, with what the command line says in their place.
 
     Raises:
-        ConfigError: A package is missing, or a variable is malformed.
+        ConfigError: A variable is malformed.
     """
-    try:
-        from zfast.security.settings import load_settings
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"keys need {error.name}", hint="pip install 'zfast[security]'"
-        ) from error
+    from zfast.security.settings import load_settings
+
     said = {"keys": folder, "environment": environment}
     return load_settings().model_copy(
         update={name: value for name, value in said.items() if value is not None}

@@ -63,13 +63,8 @@ def check(
         facts, about = _key_facts(settings, key)
     else:
         from zfast.security.policy import TokenFacts
+        from zfast.security.tokens import TokenDesk
 
-        try:
-            from zfast.security.tokens import TokenDesk
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"tokens need {error.name}", hint="pip install 'zfast[security]'"
-            ) from error
         text = sys.stdin.read().strip() if token == "-" else str(token)
         issuer, claims = TokenDesk().check(policy.issuers, text)
         facts = TokenFacts(issuer, claims)
