@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-#: Futures that can be ending at one time; more than one waits only for a callback that blocks.
+#: Ends of task runs that can be told of at one time; the next waits while callbacks block.
 MAX_COMPLETIONS = 32
 
 

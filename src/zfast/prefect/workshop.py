@@ -30,8 +30,8 @@ class Workshop:
     ``do`` and ``remember``, any for the others.
 
     Args:
-        completions: Where futures end: not on the hub's thread, which a callback of the user's, or
-            the decoding of a large result, would hold up.
+        completions: Where callbacks of futures are called, and crashes told: not on the hub's
+            thread, which they would hold up.
         flow_run_id: The flow run that they belong to, if they belong to one.
     """
 

@@ -248,4 +248,4 @@ class LeaseDesk:
             segment.map_again()
             self._drops.append(effect.segment_id)  # workers that read in it later map what is left
         else:
-            self.table.not_reduced(effect.segment_id)
+            self._table.not_reduced(effect.segment_id)

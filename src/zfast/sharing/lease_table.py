@@ -191,7 +191,7 @@ class LeaseTable:
         return effects
 
     def not_reduced(self, segment_id: bytes) -> None:
-        """There was no memory to ``Reduce`` a segment: it is tried again with the next effect."""
+        """There was no memory to ``Reduce`` a segment: try when more leases end, or a process."""
         segment = self._segment(segment_id)
         segment.kept_nbytes = segment.nbytes
 
